@@ -1,0 +1,1 @@
+"""Docent: crawl, split, index, synthesize, finetune, deploy, evaluate, serve."""

@@ -1,0 +1,274 @@
+"""The one door: `python -m stages <verb>`."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from stages import console, pipeline
+from stages.core import config, progress, store, tracking
+from stages.core.errors import PipelineError
+
+ENDPOINT = Path("data/deploy/endpoint.json")
+INDEX = Path("data/index")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one verb; 0, or 1 after a user's mistake, which is told in one line."""
+    parsed = parser(*arguments[:1]).parse_args(arguments)
+    verb: Callable[[argparse.Namespace], None] = parsed.verb
+    try:
+        verb(parsed)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; running again goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def parser(first: str = "") -> argparse.ArgumentParser:
+    """All verbs; of the stages only `first` knows its inputs, so that no other is imported."""
+    top = argparse.ArgumentParser(
+        prog="python -m stages",
+        description="Docent: documents in, a chatbot with citations and an honest verdict out.",
+    )
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def add(name: str, verb: Callable[[argparse.Namespace], None], help: str, **more: Any) -> Any:
+        made = verbs.add_parser(name, help=help, description=help, **more)
+        made.set_defaults(verb=verb)
+        return made
+
+    params = add("params", compose_params, "compose conf/ into params.yaml")
+    params.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+
+    run = add(
+        "run",
+        run_pipeline,
+        "validate everything, run what changed, show the result",
+        epilog="example: python -m stages run split=markdown finetune.learning_rate=1e-3",
+    )
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    run.add_argument("--force", action="store_true", help="run every stage, changed or not")
+    run.add_argument("--json", action="store_true", help="print the result as JSON")
+
+    # Every word after `sweep` is Hydra's; argparse is not to judge them.
+    sweep = add(
+        "sweep",
+        run_sweep,
+        "run the DAG once per point of a Hydra multirun",
+        epilog="example: python -m stages sweep -m finetune.learning_rate=1e-3,3e-3",
+    )
+    sweep.add_argument("-m", "--multirun", action="store_true", help="Hydra's flag; always on")
+    sweep.add_argument("--json", action="store_true", help="print the points as JSON")
+    sweep.add_argument("overrides", nargs="+", metavar="key=a,b", help="Hydra multirun overrides")
+
+    search = add("search", search_index, "show the chunks that a question finds")
+    search.add_argument("question")
+    search.add_argument("--k", type=int, default=5, help="how many chunks (default 5)")
+    search.add_argument("--json", action="store_true", help="print the hits as JSON")
+
+    ask = add("ask", ask_once, "answer one question with its sources (needs `up`, but for quote)")
+    ask.add_argument("question")
+    _add_system(ask)
+    ask.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+    chat = add("chat", chat_loop, "ask in the terminal; starts a server of its own if none is up")
+    _add_system(chat)
+
+    up = add("up", server_up, "start the server that data/deploy/endpoint.json describes")
+    up.add_argument("--port", type=int, default=8080, help="loopback port (default 8080)")
+    add("down", server_down, "stop it")
+    status = add("status", server_status, "say whether it runs, and where")
+    status.add_argument("--json", action="store_true", help="print it as JSON")
+
+    for stage in pipeline.STAGES:
+        made = add(stage, run_stage, f"run the stage {stage} alone (`dvc repro` does this)")
+        made.set_defaults(stage=stage)
+        made.add_argument("--params", type=Path, default=Path("params.yaml"))
+        made.add_argument("--out", type=Path, required=True)
+        for name in pipeline.signature(stage).inputs if stage == first else ():
+            made.add_argument(f"--{name}", type=Path, required=True)
+    return top
+
+
+def _add_system(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--system",
+        choices=["quote", "base", "base_rag", "tuned", "tuned_rag"],
+        default="tuned",
+        help="who answers (default tuned)",
+    )
+
+
+# --- stages ------------------------------------------------------------------------------------
+
+
+def run_stage(parsed: argparse.Namespace) -> None:
+    """Load the config, lock the stage, run it, log it, write the manifest last."""
+    stage: str = parsed.stage
+    asked = pipeline.signature(stage)
+    inputs: dict[str, Path] = {name: getattr(parsed, name) for name in asked.inputs}
+    for name, path in inputs.items():
+        if not path.exists():
+            raise PipelineError(f"--{name}: {path}: no such file or folder; `dvc repro` makes it")
+    params = config.read(parsed.params)
+    values = asked.load(params, str(parsed.params))
+    tracked = config.load(params, "tracking", tracking.Config, str(parsed.params))
+    sections = {name: params[name] for name in asked.sections}
+    signal.signal(signal.SIGTERM, _terminated)
+    with store.lock(stage), console.Display(stage) as display:
+        recorded = (
+            tracking.StageRun(tracked, stage, sections, inputs)
+            if isinstance(tracked, tracking.Mlflow)
+            else None
+        )
+        progress.begin(stage, display.hear, *([recorded.hear] if recorded else []))
+        progress.note("started")
+        status, metrics = "FAILED", {}
+        try:
+            metrics = asked.run(*values, *inputs.values(), out=parsed.out)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if recorded and (failure := recorded.end(status, metrics)):
+                display.say(failure)
+        store.write_manifest(parsed.out, stage, sections, inputs, metrics)
+        progress.step(1, 1, "done")
+        display.end(metrics)
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+# --- the pipeline ------------------------------------------------------------------------------
+
+
+def compose_params(parsed: argparse.Namespace) -> None:
+    # Under `dvc exp run` DVC has composed params.yaml with its overrides already.
+    if "DVC_EXP_NAME" in os.environ and Path("params.yaml").exists():
+        return
+    params = pipeline.compose(parsed.overrides)
+    pipeline.check(params)
+    pipeline.write_params(params)
+
+
+def run_pipeline(parsed: argparse.Namespace) -> None:
+    seconds = pipeline.run(parsed.overrides, parsed.force)
+    metrics = store.read_json(Path("data/evaluate/metrics.json"))
+    if parsed.json:
+        print(json.dumps({"seconds": seconds, "metrics": metrics}))
+        return
+    _show_metrics(metrics)
+    console.table(
+        "Time per stage",
+        ("stage", "seconds"),
+        [(s, "restored" if t is None else f"{t:.1f}") for s, t in seconds.items()],
+    )
+    print((Path("data/evaluate") / "summary.txt").read_text())
+    print("Next: `make chat` asks the bot, `make mlflow` opens the runs, data/evaluate/report.html")
+    print("is the report, and `python -m stages sweep -m finetune.learning_rate=1e-3,3e-3` sweeps.")
+
+
+def _show_metrics(metrics: dict[str, Any]) -> None:
+    names = ("rouge1_f1", "rouge2_f1", "rougeL_f1", "rougeLsum_f1")
+    for track, systems in metrics["tracks"].items():
+        rows = [
+            (system, *(f"{values[name]:.3f}" for name in names), f"{values['num_questions']}")
+            for system, values in systems.items()
+        ]
+        console.table(f"{track}: ROUGE F1", ("system", *(n[:-3] for n in names), "questions"), rows)
+
+
+def run_sweep(parsed: argparse.Namespace) -> None:
+    points = pipeline.sweep(parsed.overrides)
+    if parsed.json:
+        print(json.dumps([point.__dict__ for point in points]))
+    else:
+        rows = []
+        for point in points:
+            tracks = point.metrics.get("tracks", {})
+            figures = [
+                f"{systems['tuned']['rougeL_f1']:.3f}" if "tuned" in systems else "-"
+                for systems in (tracks.get("same_fact", {}), tracks.get("held_out", {}))
+            ]
+            rows.append((point.overrides, *figures, point.failure or point.experiment))
+        console.table(
+            "Tuned, ROUGE-L F1",
+            ("point", "same_fact", "held_out", "experiment"),
+            rows,
+        )
+        print("`dvc exp apply NAME` makes a point yours; `make mlflow` shows them side by side.")
+    if failed := sum(bool(point.failure) for point in points):
+        raise PipelineError(f"sweep: {failed} of {len(points)} points failed (see above)")
+
+
+# --- asking ------------------------------------------------------------------------------------
+
+
+def search_index(parsed: argparse.Namespace) -> None:
+    from stages.answer.retrieval import Index
+
+    hits = Index.open(INDEX).search(parsed.question, parsed.k)
+    if parsed.json:
+        rows = [{"score": hit.score, **hit.chunk.model_dump()} for hit in hits]
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    if not hits:
+        print("nothing found")
+    for hit in hits:
+        print(f"{hit.score:6.2f}  {' > '.join(hit.chunk.heading_path)}")
+        print(f"        {hit.chunk.url}")
+        print(f"        {' '.join(hit.chunk.text.split())[:160]}")
+
+
+def ask_once(parsed: argparse.Namespace) -> None:
+    from stages import answer
+    from stages.answer import endpoint
+
+    cfg = config.load(config.read(Path("params.yaml")), "answer", answer.Config)
+    server = None if parsed.system == "quote" else endpoint.connect(ENDPOINT)
+    _say(answer.ask(parsed.question, parsed.system, INDEX, server, cfg), parsed.json)
+
+
+def chat_loop(parsed: argparse.Namespace) -> None:
+    raise PipelineError("not here yet")
+
+
+def _say(said: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(said, ensure_ascii=False))
+
+
+def server_up(parsed: argparse.Namespace) -> None:
+    from stages.answer import endpoint
+
+    endpoint.up(ENDPOINT, parsed.port)
+
+
+def server_down(parsed: argparse.Namespace) -> None:
+    from stages.answer import endpoint
+
+    endpoint.down()
+
+
+def server_status(parsed: argparse.Namespace) -> None:
+    from stages.answer import endpoint
+
+    print(endpoint.status())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

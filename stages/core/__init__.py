@@ -1,0 +1,1 @@
+"""The ground floor: errors, records, configuration, files, progress and tracking."""

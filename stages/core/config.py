@@ -1,0 +1,101 @@
+"""Typed sections of params.yaml; every mistake in one is a line that names key, value and remedy."""
+
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from stages.core.errors import PipelineError
+
+
+class Base(BaseModel):
+    """A section of params.yaml, or a part of one."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key {key}{nearest}: expected one of {known}",
+                        {
+                            "key": repr(key),
+                            "nearest": nearest(str(key), cls.model_fields),
+                            "known": ", ".join(cls.model_fields),
+                        },
+                    )
+        return values
+
+
+def read(path: Path) -> dict[str, Any]:
+    """All sections of a params file, unchecked."""
+    try:
+        params = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; `make params` composes it from conf/") from None
+    except yaml.YAMLError as error:
+        raise PipelineError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(params, dict):
+        raise PipelineError(f"{path}: expected sections (a mapping), found {type(params).__name__}")
+    return params
+
+
+def load(params: dict[str, Any], section: str, schema: Any, origin: str = "params.yaml") -> Any:
+    """The named section, checked against its schema: a `Base`, or a tagged union of them."""
+    if section not in params:
+        known = ", ".join(sorted(params))
+        raise PipelineError(f"{origin}: section {section!r} is missing; it has {known}")
+    try:
+        # JSON mode: strict, but a list may become a tuple and an int a float.
+        return TypeAdapter(schema).validate_json(json.dumps(params[section]))
+    except ValidationError as error:
+        raise PipelineError(f"{origin}: {_explain(section, error, params[section])}") from None
+
+
+def _explain(section: str, error: ValidationError, value: Any) -> str:
+    """The first mistake as `key: value: what is expected`, with how many more there are."""
+    mistakes = error.errors()
+    first = mistakes[0]
+    keys, at = [section], value
+    for place, part in enumerate(first["loc"]):
+        if (isinstance(at, dict) and part in at) or (
+            isinstance(at, list) and isinstance(part, int)
+        ):
+            at = at[part]
+        elif place < len(first["loc"]) - 1:
+            continue  # the tag of a union, which pydantic puts into the location
+        keys.append(str(part))
+    key = ".".join(keys)
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    match first["type"]:
+        case "unknown_key":
+            said = first["msg"]
+        case "missing":
+            said = "required, and not set"
+        case "union_tag_invalid":
+            key = f"{key}.kind"
+            said = f"{first['ctx']['tag']!r}: expected one of {first['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            key, said = f"{key}.kind", "required, and not set"
+        case "literal_error":
+            said = f"{first['input']!r}: expected {first['ctx']['expected']}"
+        case _:
+            said = f"{first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return f"{key}: {said}{more}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean x?)`, or the empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

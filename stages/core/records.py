@@ -1,0 +1,147 @@
+"""The rows that stages exchange: frozen, joined by id, never by position."""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Kind = Literal[
+    "factual",
+    "howto",
+    "definition",
+    "code",
+    "multihop",
+    "dialogue",
+    "unanswerable",
+    "paraphrase",
+    "raft",
+    "style",
+    "imported",
+]
+Track = Literal["same_fact", "held_out"]
+Partition = Literal["train", "validation", "test"]
+System = Literal["quote", "base", "base_rag", "tuned", "tuned_rag"]
+
+
+def identify(*parts: object) -> str:
+    """A stable 16-digit id of the parts: the head of the SHA-256 of their JSON."""
+    canonical = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Heading(Record):
+    """A heading of a document: where its Markdown line starts, and its anchor on the page."""
+
+    start: int
+    """Byte offset of the heading's line in the document's UTF-8 text."""
+    level: int
+    title: str
+    anchor: str
+
+
+class Document(Record):
+    """One page, file or symbol as Markdown. Its id comes from its address, so an edit keeps it."""
+
+    id: str
+    url: str
+    title: str
+    text: str
+    source: str
+    """Name of the source that it came from."""
+    headings: tuple[Heading, ...] = ()
+
+
+class Chunk(Record):
+    """A span of a document. `text` is exactly the document's UTF-8 bytes start:end.
+
+    The id comes from the document and the text, not from the offsets: an edit elsewhere keeps it.
+    """
+
+    id: str
+    document_id: str
+    start: int
+    end: int
+    heading_path: tuple[str, ...]
+    url: str
+    """The document's address with the nearest anchor."""
+    text: str
+    num_tokens: int
+
+
+class Evidence(Record):
+    """The span of a document that supports an answer; `text` is the document's own bytes."""
+
+    document_id: str
+    start: int
+    end: int
+    text: str
+
+
+class Message(Record):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Assignment(Record):
+    """Which partition a document belongs to, decided before any question is written."""
+
+    document_id: str
+    cluster_id: str
+    partition: Partition
+
+
+class Example(Record):
+    """A question with its answer, where it is written, and the call that wrote it."""
+
+    id: str
+    kind: Kind
+    track: Track | None
+    """Of a test question: a new wording of a trained fact, or a page never trained on."""
+    messages: tuple[Message, ...]
+    question: str
+    answer: str
+    chunk_ids: tuple[str, ...]
+    evidence: tuple[Evidence, ...]
+    call_id: str
+
+
+class Preference(Record):
+    example_id: str
+    chosen: str
+    rejected: str
+
+
+class Citation(Record):
+    """Where an answer says that it is written."""
+
+    document_id: str
+    url: str
+    start: int
+    end: int
+
+
+class Answer(Record):
+    """What one system said to one test question."""
+
+    example_id: str
+    system: str
+    question: str
+    answer: str
+    reference: str
+    chunk_ids: tuple[str, ...]
+    citations: tuple[Citation, ...]
+    tokens: int
+    """Tokens generated; 0 for a system without a model."""
+
+
+class Reject(Record):
+    """A row that a stage left out, and why."""
+
+    id: str
+    reason: str
+    detail: str = ""

@@ -1,0 +1,235 @@
+"""MLflow: a run per pipeline execution, a nested run per stage, a parent per sweep.
+
+The only module that imports mlflow, and only when something is logged: the import takes seconds.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import filelock
+import psutil
+from pydantic import Field
+
+from stages.core import config, store
+from stages.core.progress import Step
+
+if TYPE_CHECKING:
+    pass
+
+PIPELINE_VARIABLE = "DOCENT_RUN_ID"
+"""The MLflow run of this pipeline execution, set by whoever started it."""
+
+
+class Mlflow(config.Base):
+    """Runs are recorded in MLflow."""
+
+    kind: Literal["mlflow"]
+    experiment: str
+    """Name of the MLflow experiment that the runs are recorded under."""
+    uri: str | None
+    """Tracking server's address; null is the SQLite file mlruns/mlflow.db of the main checkout."""
+
+
+class Nothing(config.Base):
+    """Nothing is recorded."""
+
+    kind: Literal["none"]
+
+
+Config = Annotated[Mlflow | Nothing, Field(discriminator="kind")]
+
+
+class Store:
+    """An MLflow experiment, opened; made first, under a lock, where it is the embedded one."""
+
+    def __init__(self, cfg: Mlflow) -> None:
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        folder = store.root() / "mlruns"
+        folder.mkdir(exist_ok=True)
+        uri = cfg.uri or f"sqlite:///{folder}/mlflow.db"
+        artifacts = None if cfg.uri else (folder / "artifacts").as_uri()
+        # A fresh SQLite store that several processes initialise at once breaks for good.
+        with filelock.FileLock(folder / ".mlflow.lock"):
+            self.client: MlflowClient = MlflowClient(uri)
+            found = self.client.get_experiment_by_name(cfg.experiment)
+            self.experiment_id = (
+                found.experiment_id
+                if found
+                else self.client.create_experiment(cfg.experiment, artifacts)
+            )
+
+    def start(self, name: str, kind: str, parent: str = "", **tags: str) -> str:
+        """A new run's id."""
+        tags = {"docent.kind": kind, "mlflow.runName": name, **_commit(), **tags}
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        return self.client.create_run(self.experiment_id, tags=tags).info.run_id
+
+    def log(
+        self,
+        run_id: str,
+        metrics: dict[str, float] | None = None,
+        params: dict[str, Any] | None = None,
+        step: int = 0,
+    ) -> None:
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            run_id,
+            metrics=[Metric(k, float(v), now, step) for k, v in (metrics or {}).items()],
+            params=[Param(k, str(v)[:500]) for k, v in (params or {}).items()],
+        )
+
+    def pipeline(self) -> str:
+        """The run of this pipeline execution: given by who started it, or one per `dvc` process."""
+        if run_id := os.environ.get(PIPELINE_VARIABLE):
+            return run_id
+        owner = next((p for p in psutil.Process().parents() if store.is_dvc(p)), psutil.Process())
+        key = f"{owner.pid}-{owner.create_time():.2f}"
+        with filelock.FileLock(store.root() / "mlruns" / ".mlflow.lock"):
+            found = self.client.search_runs(
+                [self.experiment_id], f"tags.`docent.invocation` = '{key}'", max_results=1
+            )
+            if found:
+                return found[0].info.run_id
+            return self.start("dvc repro", "pipeline", **{"docent.invocation": key})
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, its keys joined by dots."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(flatten(inner, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+class StageRun:
+    """The MLflow run of one stage. It logs from a thread, so that no stage waits for MLflow."""
+
+    def __init__(self, cfg: Mlflow, stage: str, sections: dict[str, Any], inputs: dict[str, Path]):
+        self._queue: queue.Queue[Step | None] = queue.Queue()
+        self._result: tuple[str, dict[str, float]] = ("FAILED", {})
+        self._failure = ""
+        self._arguments = (cfg, stage, sections, inputs)
+        self._thread = threading.Thread(target=self._log, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def hear(self, step: Step) -> None:
+        """A listener of `progress`: steps with figures become curves while the stage runs."""
+        if step.metrics:
+            self._queue.put(step)
+
+    def end(
+        self, status: Literal["FINISHED", "FAILED", "KILLED"], metrics: dict[str, float]
+    ) -> str:
+        """Close the run; a line that says why nothing was recorded, or the empty string."""
+        self._result = (status, metrics)
+        self._queue.put(None)
+        self._thread.join()
+        return self._failure
+
+    def _log(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._record(*self._arguments)
+        except MlflowException as error:  # a stage's work is not thrown away for its record
+            self._failure = f"not recorded in MLflow: {str(error).splitlines()[0]}"
+
+    def _record(
+        self, cfg: Mlflow, stage: str, sections: dict[str, Any], inputs: dict[str, Path]
+    ) -> None:
+        runs = Store(cfg)
+        parent = runs.pipeline()
+        run_id = runs.start(stage, "stage", parent)
+        runs.log(run_id, params=flatten(sections))
+        self._log_inputs(runs, run_id, stage, inputs)
+        while (step := self._queue.get()) is not None:
+            runs.log(run_id, step.metrics, step=step.done)
+        status, metrics = self._result
+        runs.log(run_id, metrics)
+        runs.log(parent, {f"{stage}.{name}": value for name, value in metrics.items()})
+        runs.client.set_terminated(run_id, status)
+
+    @staticmethod
+    def _log_inputs(runs: Store, run_id: str, stage: str, inputs: dict[str, Path]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        datasets = []
+        for name, path in inputs.items():
+            value = store.digest(path)
+            runs.client.set_tag(run_id, f"docent.input.{name}", value)
+            datasets.append(
+                DatasetInput(
+                    Dataset(name, value[:36], "local", f'{{"path": "{path}"}}'),
+                    [InputTag("mlflow.data.context", stage)],
+                )
+            )
+        runs.client.log_inputs(run_id, datasets=datasets)
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """The MLflow run of one pipeline execution or sweep; without an id nothing is recorded."""
+
+    id: str
+    runs: Store | None
+
+    def log(self, metrics: dict[str, float]) -> None:
+        if self.runs:
+            self.runs.log(self.id, metrics)
+
+    def log_artifact(self, path: Path) -> None:
+        if self.runs:
+            self.runs.client.log_artifact(self.id, str(path))
+
+
+@contextlib.contextmanager
+def pipeline(
+    cfg: Any, name: str, kind: str, params: dict[str, Any], parent: str = ""
+) -> Iterator[PipelineRun]:
+    """A run for what happens inside; the stages find it by the environment."""
+    if not isinstance(cfg, Mlflow):
+        yield PipelineRun("", None)
+        return
+    runs = Store(cfg)
+    run_id = runs.start(name, kind, parent)
+    runs.log(run_id, params=flatten(params))
+    above = os.environ.get(PIPELINE_VARIABLE)
+    os.environ[PIPELINE_VARIABLE] = run_id
+    status = "FAILED"
+    try:
+        yield PipelineRun(run_id, runs)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if above is None:
+            del os.environ[PIPELINE_VARIABLE]
+        else:
+            os.environ[PIPELINE_VARIABLE] = above
+        runs.client.set_terminated(run_id, status)
+
+
+def _commit() -> dict[str, str]:
+    """The git commit that the code is at, where there is one."""
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=store.root(), capture_output=True, text=True, check=False
+    )
+    return {"mlflow.source.git.commit": done.stdout.strip()} if done.returncode == 0 else {}

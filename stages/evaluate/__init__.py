@@ -1,0 +1,170 @@
+"""Examples × systems → answers, ROUGE by track, and a report that says what they are worth."""
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from stages import answer as answering
+from stages.answer import endpoint as serving
+from stages.answer.endpoint import Endpoint
+from stages.answer.retrieval import Index
+from stages.core import config, model, progress, store
+from stages.core.errors import PipelineError
+from stages.core.records import Answer, Example, Reject, System, Track
+from stages.evaluate import report, rouge
+
+__all__ = ["Config", "run"]
+
+TRACKS: tuple[Track, ...] = ("same_fact", "held_out")
+
+
+class Config(config.Base):
+    systems: Annotated[tuple[System, ...], Field(min_length=1)]
+    """Who answers the test questions: any of quote, base, base_rag, tuned, tuned_rag."""
+    stemming: bool
+    """Whether ROUGE compares stems instead of words."""
+    concurrency: Annotated[int, Field(gt=0)]
+    """Questions that are asked at the same time."""
+    max_reject_rate: Annotated[float, Field(ge=0, le=1)]
+    """Largest share of questions that may go unanswered before the stage fails."""
+
+
+def run(
+    cfg: Config,
+    answer: answering.Config,
+    model: model.Config,
+    test: Path,
+    index: Path,
+    endpoint: Path,
+    weights: Path,
+    out: Path,
+) -> dict[str, float]:
+    """Ask every system every test question; `weights` holds the models that `endpoint` serves."""
+    examples = list(store.read(test, Example))
+    if not examples:
+        raise PipelineError(
+            f"{test}: no test questions; raise synthesize.num_same_fact or the shares of the "
+            "partitions, or crawl more pages"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    answers, rejects, seconds = _ask_all(cfg, answer, examples, Index.open(index), endpoint)
+    if len(rejects) > cfg.max_reject_rate * len(examples) * len(cfg.systems):
+        raise PipelineError(
+            f"evaluate: {len(rejects)} of {len(examples) * len(cfg.systems)} questions went "
+            f"unanswered (evaluate.max_reject_rate {cfg.max_reject_rate}); the first: "
+            f"{rejects[0].detail}"
+        )
+    store.write(out / "answers.jsonl", answers)
+    store.write(out / "rejects.jsonl", rejects)
+
+    scorer = rouge.scorer(cfg.stemming)
+    scores = {
+        (row.system, row.example_id): rouge.score(row.answer, row.reference, scorer)
+        for row in answers
+    }
+    metrics = summarize(cfg.systems, examples, scores)
+    store.write_json(out / "metrics.json", metrics)
+    store.write_text(out / "rouge.csv", _table(metrics))
+    described = report.describe(model)
+    store.write_text(out / "summary.txt", report.summary(described, metrics))
+    store.write_text(
+        out / "report.html", report.render(described, metrics, examples, answers, scores)
+    )
+    store.write_json(
+        out / "timings.json", {"total_s": time.monotonic() - began, "answer_s": seconds}
+    )
+    return {
+        f"{track}.{system}.{name}": figures[name]
+        for track, systems in metrics["tracks"].items()
+        for system, figures in systems.items()
+        for name in ("rouge1_f1", "rouge2_f1", "rougeL_f1", "rougeLsum_f1")
+    } | {"num_questions": len(examples), "num_answers": len(answers)}
+
+
+def _ask_all(
+    cfg: Config, asking: answering.Config, examples: Sequence[Example], index: Index, manifest: Path
+) -> tuple[list[Answer], list[Reject], dict[str, float]]:
+    """Answers ordered by system and example, what went unanswered, and mean seconds by system."""
+    answers: list[Answer] = []
+    rejects: list[Reject] = []
+    seconds: dict[str, float] = {}
+    done = 0
+    with serving.start(manifest) as server, ThreadPoolExecutor(cfg.concurrency) as pool:
+        for system in cfg.systems:
+
+            def ask(example: Example, system: System = system) -> Answer | Reject:
+                return _ask(system, example, index, server, asking)
+
+            began = time.monotonic()
+            for row in pool.map(ask, examples):
+                if isinstance(row, Answer):
+                    answers.append(row)
+                else:
+                    rejects.append(row)
+                done += 1
+                progress.step(done, len(examples) * len(cfg.systems), f"answers ({system})")
+            seconds[system] = (time.monotonic() - began) / len(examples)
+    assert len(answers) + len(rejects) == len(examples) * len(cfg.systems)
+    return answers, rejects, seconds
+
+
+def _ask(
+    system: System, example: Example, index: Index, server: Endpoint, asking: answering.Config
+) -> Answer | Reject:
+    turns = example.messages[:-1]  # the last is the reference
+    try:
+        said = answering.ask(system, turns, index, server, asking)
+    except PipelineError as error:
+        return Reject(id=example.id, reason=f"{system}_unanswered", detail=str(error))
+    return Answer(
+        example_id=example.id,
+        system=system,
+        question=example.question,
+        answer=said.text,
+        reference=example.answer,
+        chunk_ids=tuple(hit.chunk.id for hit in said.hits),
+        citations=said.citations,
+        tokens=said.tokens,
+    )
+
+
+def summarize(
+    systems: Sequence[System],
+    examples: Sequence[Example],
+    scores: dict[tuple[str, str], dict[str, float]],
+) -> dict[str, Any]:
+    """Mean scores by system over all questions, and under `tracks` by track and system."""
+
+    def means(system: str, track: Track | None) -> dict[str, float]:
+        rows = [
+            scores[system, example.id]
+            for example in examples
+            if track in (None, example.track) and (system, example.id) in scores
+        ]
+        return {**rouge.mean(rows), "num_questions": len(rows)} if rows else {}
+
+    overall = {system: found for system in systems if (found := means(system, None))}
+    tracks = {
+        track: {system: found for system in systems if (found := means(system, track))}
+        for track in TRACKS
+    }
+    return {**overall, "tracks": {name: rows for name, rows in tracks.items() if rows}}
+
+
+def _table(metrics: dict[str, Any]) -> str:
+    """The scores as CSV, a row per track and system: what `dvc plots` draws."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["system", "track", *(f"{name}_f1" for name in rouge.NAMES)])
+    for track, systems in metrics["tracks"].items():
+        for system, figures in systems.items():
+            row = [f"{figures[f'{name}_f1']:.6f}" for name in rouge.NAMES]
+            writer.writerow([f"{system} ({track})", track, *row])
+    return text.getvalue()

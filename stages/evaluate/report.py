@@ -1,0 +1,81 @@
+"""What was measured, in words and as one HTML page that needs nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from stages.core import model
+from stages.core.records import Answer, Example
+
+Scores = dict[tuple[str, str], dict[str, float]]
+"""By system and example id."""
+
+TRACK_MEANING = {
+    "same_fact": "new wordings of facts on pages that were trained on: what was learned",
+    "held_out": "pages never trained on: what carries over",
+}
+
+
+def describe(cfg: Any) -> str:
+    """Which base model the systems stand on, in one sentence."""
+    match cfg:
+        case model.Scratch():
+            return (
+                f"Base: a Llama from scratch ({cfg.num_layers} layers of width {cfg.hidden_size}), "
+                "pretrained on the train pages only. It is a demonstration: on pages that it never "
+                "saw it knows nothing, and no figure here says how a pretrained model would do."
+            )
+        case model.Hub():
+            return f"Base: {cfg.id} of the hub, revision {cfg.revision}."
+        case _:
+            return f"Base: the local model folder {cfg.path}."
+
+
+def summary(described: str, metrics: dict[str, Any]) -> str:
+    """The result in a few lines of text."""
+    lines = [described]
+    for track, systems in metrics["tracks"].items():
+        values = {system: figures["rougeL_f1"] for system, figures in systems.items()}
+        best = max(values, key=lambda system: values[system])
+        line = f"{track} ({TRACK_MEANING[track]}): the best ROUGE-L is {values[best]:.3f} by {best}"
+        if "tuned" in values and "base" in values:
+            line += f"; tuned {values['tuned']:.3f} against base {values['base']:.3f}"
+        if "tuned" in values and "quote" in values:
+            line += f" and plain quoting {values['quote']:.3f}"
+        lines.append(line + ".")
+    return "\n".join(lines) + "\n"
+
+
+def render(
+    described: str,
+    metrics: dict[str, Any],
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+    scores: Scores,
+) -> str:
+    """The report as HTML: table, bars, and the answers in which tuned and base differ most."""
+    environment = Environment(
+        loader=PackageLoader("stages.evaluate", "."), autoescape=True, undefined=StrictUndefined
+    )
+    by_key = {(row.system, row.example_id): row for row in answers}
+    pairs = [
+        {
+            "example": example,
+            "gain": scores["tuned", example.id]["rougeL_f1"]
+            - scores["base", example.id]["rougeL_f1"],
+            "base": by_key["base", example.id],
+            "tuned": by_key["tuned", example.id],
+        }
+        for example in examples
+        if ("tuned", example.id) in scores and ("base", example.id) in scores
+    ]
+    pairs.sort(key=lambda pair: (-pair["gain"], pair["example"].id))  # type: ignore[operator,attr-defined]
+    return environment.get_template("report.html.j2").render(
+        described=described,
+        summary=summary("", metrics).strip().splitlines(),
+        tracks=metrics["tracks"],
+        meaning=TRACK_MEANING,
+        gains=pairs[:10],
+        losses=[pair for pair in pairs[:-11:-1] if pair["gain"] < 0],  # type: ignore[operator]
+    )

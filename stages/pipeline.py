@@ -1,0 +1,253 @@
+"""Hydra composes, DVC schedules: conf/ into params.yaml, one run of the DAG, a sweep over it."""
+
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.core import config, store, tracking
+from stages.core.errors import PipelineError
+from stages.core.records import identify
+
+STAGES = ("crawl", "split", "index", "synthesize", "finetune", "deploy", "evaluate")
+"""In the order of the DAG."""
+
+
+# --- what a stage asks for ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a stage's `run` asks for: its sections of params.yaml, its own first, and its inputs."""
+
+    run: Callable[..., dict[str, float]]
+    sections: dict[str, Any]
+    inputs: tuple[str, ...]
+
+    def load(self, params: dict[str, Any], origin: str) -> list[Any]:
+        """The sections' values, checked, in the order of the parameters."""
+        return [config.load(params, name, schema, origin) for name, schema in self.sections.items()]
+
+
+def signature(stage: str) -> Signature:
+    run = importlib.import_module(f"stages.{stage}").run
+    sections: dict[str, Any] = {}
+    inputs = []
+    for name, parameter in inspect.signature(run).parameters.items():
+        if name == "cfg":
+            sections[stage] = parameter.annotation
+        elif parameter.annotation is not Path:
+            sections[name] = parameter.annotation
+        elif name != "out":
+            inputs.append(name)
+    return Signature(run, sections, tuple(inputs))
+
+
+def check(params: dict[str, Any], origin: str = "conf") -> None:
+    """Every section of every stage, before anything runs."""
+    config.load(params, "tracking", tracking.Config, origin)
+    for stage in STAGES:
+        signature(stage).load(params, origin)
+
+
+# --- Hydra -------------------------------------------------------------------------------------
+
+
+def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """conf/ with the overrides, as params.yaml holds it."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    with initialize_config_dir(str(Path("conf").resolve()), version_base="1.3"):
+        try:
+            composed = hydra_compose("config", overrides=list(overrides))
+            params = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise PipelineError(_explain(error)) from None
+        except Exception as error:  # Hydra lets the YAML parser's own errors through
+            if type(error).__module__.split(".")[0] != "yaml":
+                raise
+            raise PipelineError(f"conf: not YAML: {' '.join(str(error).split())}") from None
+    assert isinstance(params, dict)
+    params.pop("experiment", None)
+    return {str(section): value for section, value in params.items()}
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's message in one line, with what would have been right."""
+    message = " ".join(str(error).split())
+    cause = error.__cause__
+    if options := getattr(error, "options", None):
+        missing = str(getattr(error, "missing_cfg_file", "")).strip()
+        group, _, option = missing.rpartition("/")
+        near = config.nearest(option, options)
+        return f"{group}={option}: no such option{near}: expected one of {', '.join(options)}"
+    if cause is not None and "Key '" in str(cause):
+        unknown = str(getattr(cause, "full_key", "") or str(cause).split("'")[1])
+        section, _, key = unknown.rpartition(".")
+        parent = getattr(cause, "parent_node", None)
+        known = [str(name) for name in parent] if parent is not None else []
+        near = config.nearest(key, known)
+        return f"{unknown}: unknown key{near}: expected one of {', '.join(known)}"
+    return f"conf: {message}"
+
+
+def write_params(params: dict[str, Any], path: Path = Path("params.yaml")) -> None:
+    from omegaconf import OmegaConf
+
+    store.write_text(
+        path,
+        "# Composed from conf/ by `python -m stages params`; edit conf/, not this file.\n"
+        + OmegaConf.to_yaml(OmegaConf.create(params), sort_keys=False),
+    )
+
+
+# --- DVC ---------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    """This environment, with the interpreter's own folder first: `dvc` and `python` are ours."""
+    folder = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+
+def run(overrides: Sequence[str], force: bool = False) -> dict[str, float | None]:
+    """Validate, run what changed, record; seconds of each stage, None where it was restored.
+
+    Without overrides it is `dvc repro`; with them `dvc exp run -S …`, so that the run has a name
+    and `dvc exp show` lists it.
+    """
+    params = compose(overrides)
+    check(params)
+    _clear()
+    command = ["dvc", "repro"]
+    if overrides:
+        command = ["dvc", "exp", "run", *_settings(overrides)]
+    if force:
+        command.append("--force")
+    tracked = config.load(params, "tracking", tracking.Config)
+    started = time.time()
+    with tracking.pipeline(tracked, " ".join(["run", *overrides]), "pipeline", params) as recorded:
+        if subprocess.run(command, env=environment(), check=False).returncode:
+            raise PipelineError(
+                "the run stopped (the reason stands above); `dvc checkout` brings the last good "
+                "outs back, and running again goes on from here"
+            )
+        recorded.log(_metrics(store.read_manifests(Path("data"))))
+        if Path("data/evaluate/report.html").exists():
+            recorded.log_artifact(Path("data/evaluate/report.html"))
+    return {stage: seconds(stage, started) for stage in STAGES}
+
+
+def _settings(overrides: Sequence[str]) -> list[str]:
+    return [word for override in overrides for word in ("-S", override)]
+
+
+def _metrics(manifests: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The metrics of all stages, cached or not, by `stage.name`."""
+    return {
+        f"{stage}.{name}": value
+        for stage, manifest in manifests.items()
+        for name, value in manifest["metrics"].items()
+    }
+
+
+def seconds(stage: str, since: float) -> float | None:
+    """How long the stage took, if it ran after `since` (a Unix time); else None."""
+    try:
+        rows = store.workspace("progress", f"{stage}.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    times = [float(json.loads(row)["time"]) for row in rows]
+    return times[-1] - times[0] if times and times[0] >= since else None
+
+
+def _clear() -> None:
+    """Take away what a killed run leaves behind: orphaned stages and an empty lock file of DVC."""
+    for stage in store.end_orphans():
+        print(f"ended the orphaned stage {stage} of a pipeline that is gone", file=sys.stderr)
+    rwlock = Path(".dvc/tmp/rwlock")
+    if rwlock.exists() and not rwlock.read_bytes().strip():
+        rwlock.unlink()  # DVC, killed while it wrote it, would refuse every command for good
+
+
+# --- a sweep -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a sweep: its overrides, its DVC experiment, its metrics or why it failed."""
+
+    overrides: str
+    experiment: str
+    metrics: dict[str, Any]
+    failure: str = ""
+
+
+def sweep(arguments: Sequence[str]) -> list[Point]:
+    """Hydra's multirun: each point is one `dvc exp run --temp`, unchanged stages restored."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    head = subprocess.run(["git", "rev-parse", "-q", "--verify", "HEAD"], capture_output=True)
+    if head.returncode:
+        raise PipelineError("sweep: a DVC experiment starts from a git commit; commit first")
+    _clear()
+    words = [word for word in arguments if word not in ("-m", "--multirun")]
+    tracked = config.load(compose(), "tracking", tracking.Config)
+    points: list[Point] = []
+
+    def task(composed: DictConfig) -> None:
+        overrides = list(HydraConfig.get().overrides.task)
+        params = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(params, dict)
+        params.pop("experiment", None)
+        check({str(section): value for section, value in params.items()})
+        with tracking.pipeline(tracked, " ".join(overrides), "point", params, parent.id) as run:
+            points.append(_run_point(overrides, run))
+
+    with tracking.pipeline(tracked, " ".join(["sweep", *words]), "sweep", {}) as parent:
+        sys.argv = ["sweep", "--multirun", *words]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors reach us instead of being printed
+        conf = str(Path("conf").resolve())
+        try:
+            hydra.main(config_path=conf, config_name="config", version_base="1.3")(task)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise PipelineError(_explain(error)) from None
+    return points
+
+
+def _run_point(overrides: list[str], run: tracking.PipelineRun) -> Point:
+    title = " ".join(overrides)
+    name = f"point-{identify(title, time.time_ns())[:8]}"
+    print(f"point      {title} ({name})", file=sys.stderr)
+    # The flag stands before `exp`: without it parallel points fail on DVC's lock.
+    command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "-n", name, *_settings(overrides)]
+    done = subprocess.run(
+        command, env=environment(), stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        failure = next((row for row in done.stdout.splitlines()[::-1] if row.strip()), "dvc failed")
+        print(f"point      {title}: {failure}", file=sys.stderr)
+        return Point(title, name, {}, failure)
+    from dvc.api import DVCFileSystem
+
+    files = DVCFileSystem(rev=name)
+    manifests = {
+        stage: json.loads(files.read_text(f"data/{stage}/manifest.json")) for stage in STAGES
+    }
+    run.log(_metrics(manifests))
+    return Point(title, name, json.loads(files.read_text("data/evaluate/metrics.json")))
