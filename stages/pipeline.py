@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stages.core import config, store, tracking
 from stages.core.errors import PipelineError
 from stages.core.records import identify
@@ -74,9 +76,7 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
             params = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise PipelineError(_explain(error)) from None
-        except Exception as error:  # Hydra lets the YAML parser's own errors through
-            if type(error).__module__.split(".")[0] != "yaml":
-                raise
+        except yaml.YAMLError as error:
             raise PipelineError(f"conf: not YAML: {' '.join(str(error).split())}") from None
     assert isinstance(params, dict)
     params.pop("experiment", None)
@@ -94,9 +94,9 @@ def _explain(error: Exception) -> str:
         return f"{group}={option}: no such option{near}: expected one of {', '.join(options)}"
     if cause is not None and "Key '" in str(cause):
         unknown = str(getattr(cause, "full_key", "") or str(cause).split("'")[1])
-        section, _, key = unknown.rpartition(".")
+        key = unknown.rpartition(".")[2]
         parent = getattr(cause, "parent_node", None)
-        known = [str(name) for name in parent] if parent is not None else []
+        known = [str(name) for name in parent if name != "hydra"] if parent is not None else []
         near = config.nearest(key, known)
         return f"{unknown}: unknown key{near}: expected one of {', '.join(known)}"
     return f"conf: {message}"
@@ -138,7 +138,7 @@ def run(overrides: Sequence[str], force: bool = False) -> dict[str, float | None
     tracked = config.load(params, "tracking", tracking.Config)
     started = time.time()
     with tracking.pipeline(tracked, " ".join(["run", *overrides]), "pipeline", params) as recorded:
-        if subprocess.run(command, env=environment(), check=False).returncode:
+        if subprocess.run(command, env=environment()).returncode:
             raise PipelineError(
                 "the run stopped (the reason stands above); `dvc checkout` brings the last good "
                 "outs back, and running again goes on from here"
@@ -236,12 +236,10 @@ def _run_point(overrides: list[str], run: tracking.PipelineRun) -> Point:
     print(f"point      {title} ({name})", file=sys.stderr)
     # The flag stands before `exp`: without it parallel points fail on DVC's lock.
     command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "-n", name, *_settings(overrides)]
-    done = subprocess.run(
-        command, env=environment(), stdout=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        failure = next((row for row in done.stdout.splitlines()[::-1] if row.strip()), "dvc failed")
-        print(f"point      {title}: {failure}", file=sys.stderr)
+        said = [row for row in done.stdout.splitlines() if row.strip()]
+        failure = said[-1] if said else "failed (see above)"
         return Point(title, name, {}, failure)
     from dvc.api import DVCFileSystem
 

@@ -1,10 +1,10 @@
-"""Typed sections of params.yaml; every mistake in one is a line that names key, value and remedy."""
+"""Typed sections of params.yaml; a mistake in one is a line that names key, value and remedy."""
 
 import difflib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -63,16 +63,15 @@ def load(params: dict[str, Any], section: str, schema: Any, origin: str = "param
         raise PipelineError(f"{origin}: {_explain(section, error, params[section])}") from None
 
 
-def _explain(section: str, error: ValidationError, value: Any) -> str:
+def _explain(section: str, error: ValidationError, at: Any) -> str:
     """The first mistake as `key: value: what is expected`, with how many more there are."""
     mistakes = error.errors()
     first = mistakes[0]
-    keys, at = [section], value
+    keys = [section]
     for place, part in enumerate(first["loc"]):
-        if (isinstance(at, dict) and part in at) or (
-            isinstance(at, list) and isinstance(part, int)
-        ):
-            at = at[part]
+        names: Any = range(len(at)) if isinstance(at, list) else at
+        if isinstance(at, dict | list) and part in names:
+            at = at[cast(Any, part)]
         elif place < len(first["loc"]) - 1:
             continue  # the tag of a union, which pydantic puts into the location
         keys.append(str(part))

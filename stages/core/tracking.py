@@ -75,7 +75,8 @@ class Store:
         tags = {"docent.kind": kind, "mlflow.runName": name, **_commit(), **tags}
         if parent:
             tags["mlflow.parentRunId"] = parent
-        return self.client.create_run(self.experiment_id, tags=tags).info.run_id
+        run = self.client.create_run(self.experiment_id, tags=tags)
+        return str(run.info.run_id)
 
     def log(
         self,
@@ -104,7 +105,7 @@ class Store:
                 [self.experiment_id], f"tags.`docent.invocation` = '{key}'", max_results=1
             )
             if found:
-                return found[0].info.run_id
+                return str(found[0].info.run_id)
             return self.start("dvc repro", "pipeline", **{"docent.invocation": key})
 
 

@@ -1,0 +1,183 @@
+"""Axolotl plugin (model environment): from trainer events to a report of JSON lines; CPU training.
+
+`PYTHONPATH` holds this folder and the YAML says `plugins: [docent_axolotl.Plugin]`; the report's
+path comes in DOCENT_REPORT. Without it the plugin reports nothing, so that a rendered YAML also
+runs by hand. On a host with CUDA it changes nothing but the seed and the check of the loss.
+"""
+
+import ctypes
+import difflib
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from axolotl.integrations.base import BasePlugin
+from transformers import TrainerCallback, set_seed
+
+LORA_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+
+
+def report(**row: Any) -> None:
+    """Append a row for the stage that launched us; only the first process speaks."""
+    path = os.environ.get("DOCENT_REPORT")
+    if path and os.environ.get("RANK", "0") == "0":
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def fail(message: str) -> None:
+    report(error=message)
+    raise SystemExit(message)
+
+
+class Plugin(BasePlugin):  # type: ignore[misc]
+    """Checks the YAML's keys, reports progress, and lets a host without CUDA train."""
+
+    def register(self, cfg: Any) -> None:
+        if sys.platform == "linux":
+            # torchrun does not outlive the stage, nor we torchrun, even when it is killed with -9.
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        refuse_unknown_keys(cfg)
+        if not torch.cuda.is_available():
+            train_on_cpu(cfg)
+
+    def pre_model_load(self, cfg: Any) -> None:
+        # Axolotl seeds only inside the trainer: too late for random weights and adapters.
+        set_seed(cfg.seed)
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Report the length of every training example, as Axolotl is about to tokenize it."""
+        (dataset,) = cfg.datasets
+        if dataset["type"] != "chat_template" or os.environ.get("RANK", "0") != "0":
+            return
+        from axolotl.loaders import load_tokenizer
+        from axolotl.utils.chat_templates import get_chat_template_from_config
+
+        tokenizer = load_tokenizer(cfg)
+        template = get_chat_template_from_config(cfg, dataset, tokenizer)
+        for line in Path(dataset["path"]).read_text(encoding="utf-8").splitlines():
+            example = json.loads(line)
+            tokens = tokenizer.apply_chat_template(
+                example["messages"], chat_template=template, return_dict=False
+            )
+            if len(tokens) > cfg.sequence_len:
+                report(id=example["id"], num_tokens=len(tokens))
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        # The filter would hide a NaN by repeating the loss before it.
+        arguments: dict[str, Any] = {"logging_nan_inf_filter": False}
+        if not torch.cuda.is_available() and not cfg.deepspeed and has_bf16():
+            arguments |= {"bf16": True, "use_cpu": True}  # autocast; the weights stay float32
+        return arguments
+
+    def post_model_load(self, cfg: Any, model: Any) -> None:
+        # Axolotl turns sampling on in the saved generation config; the model's own is kept.
+        self.generation_config = getattr(model, "generation_config", None)
+        self.generation = self.generation_config and self.generation_config.to_dict()
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+        report(num_parameters=parameters, num_examples=len(trainer.train_dataset))
+        return [Reporter()]
+
+    def post_train(self, cfg: Any, model: Any) -> None:
+        bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+        if bad:
+            fail(f"the trained weights are not finite (first: {bad[0]}): lower the learning rate")
+        if self.generation:
+            self.generation_config.update(**self.generation)
+
+
+class Reporter(TrainerCallback):  # type: ignore[misc]
+    """Each log of the trainer as a row of the report; a loss that is no number ends it."""
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        logs = logs or {}
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(float(logs.get(name, 0))):
+                fail(
+                    f"the loss is {logs[name]} at step {state.global_step} of {state.max_steps}: "
+                    "lower the learning rate"
+                )
+        figures = {
+            name: float(logs[name])
+            for name in ("loss", "eval_loss", "learning_rate")
+            if name in logs
+        }
+        if figures:
+            report(
+                step=state.global_step,
+                total=state.max_steps,
+                tokens=int(state.num_input_tokens_seen),
+                **figures,
+            )
+
+
+def refuse_unknown_keys(cfg: Any) -> None:
+    """Axolotl drops a key that it does not know without a word; a typo would be trained past."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    known = set(AxolotlInputConfig.model_fields) | {"axolotl_config_path"}
+    for key in sorted(set(cfg) - known):
+        close = difflib.get_close_matches(key, known, n=1)
+        fail(
+            f"finetune.axolotl.{key}: Axolotl knows no such key"
+            + (f" (did you mean {close[0]}?)" if close else "")
+        )
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware: 1.4 times the speed of float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def train_on_cpu(cfg: Any) -> None:
+    """Let Accelerate, DeepSpeed and Axolotl use gloo; they assume an accelerator under torchrun."""
+    from accelerate.state import DistributedType, PartialState
+    from axolotl.loaders.model import ModelLoader
+
+    for key in LORA_KERNELS:  # Triton: on by default, and they need CUDA
+        if cfg.get(key) is None:
+            cfg[key] = False
+
+    prepare_backend = PartialState._prepare_backend
+
+    def prepare_gloo(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        backend, kind = prepare_backend(self, *args, **kwargs)
+        if kind == DistributedType.NO and "LOCAL_RANK" in os.environ:
+            return "gloo", DistributedType.MULTI_CPU
+        return backend, kind
+
+    PartialState._prepare_backend = prepare_gloo
+
+    set_device_map = ModelLoader._set_device_map_config
+
+    def leave_device_map(loader: Any) -> None:
+        # {"": LOCAL_RANK} would mean accelerator number LOCAL_RANK.
+        set_device_map(loader)
+        if loader.cfg.world_size != 1:
+            loader.model_kwargs.pop("device_map", None)
+
+    ModelLoader._set_device_map_config = leave_device_map
+
+    if cfg.get("deepspeed"):
+        import deepspeed.comm
+
+        init = deepspeed.comm.init_distributed
+
+        def init_gloo(dist_backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
+            # Axolotl asks for nccl by name when there is one process.
+            return init("gloo" if dist_backend == "nccl" else dist_backend, *args, **kwargs)
+
+        deepspeed.comm.init_distributed = init_gloo

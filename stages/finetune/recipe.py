@@ -1,0 +1,141 @@
+"""From a Config and a model section to the one YAML that Axolotl trains by."""
+
+from typing import Any
+
+import yaml
+
+from stages.core import model as base
+from stages.core.errors import PipelineError
+from stages.finetune.config import Config, Lora
+
+PLUGIN = "docent_axolotl.Plugin"
+
+
+def tuning(cfg: Config, model: base.Config, has_validation: bool) -> dict[str, Any]:
+    """Instruction tuning: the loss is on the answers and on the end of their turns only."""
+    chat = {
+        "ds_type": "json",
+        "type": "chat_template",
+        "field_messages": "messages",
+        "roles_to_train": ["assistant"],
+        "train_on_eos": "turn",
+    }
+    recipe: dict[str, Any] = {
+        "base_model": "./base",
+        "chat_template": "tokenizer_default",
+        "sequence_len": model.context_tokens,
+        "datasets": [{"path": "./train.jsonl", **chat}],
+        "output_dir": "./model",
+        "num_epochs": cfg.num_epochs,
+        "micro_batch_size": cfg.micro_batch_size,
+        "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
+        "learning_rate": cfg.learning_rate,
+        "warmup_ratio": cfg.warmup_ratio,
+        "seed": cfg.seed,
+        "val_set_size": 0.0,
+        "plugins": [PLUGIN],
+    }
+    if has_validation:
+        recipe["test_datasets"] = [{"path": "./validation.jsonl", "split": "train", **chat}]
+        recipe["eval_strategy"] = "epoch"
+        recipe["eval_batch_size"] = cfg.micro_batch_size
+    if isinstance(model, base.Hub):
+        recipe |= {"base_model": model.id, "revision_of_model": model.revision}
+    if isinstance(model, base.Local):
+        recipe["base_model"] = model.path
+    if not isinstance(model, base.Scratch) and model.chat_template is not None:
+        recipe |= {"chat_template": "jinja", "chat_template_jinja": model.chat_template}
+    if isinstance(cfg, Lora):
+        recipe |= {"adapter": "lora", "lora_r": cfg.lora_r, "lora_alpha": cfg.lora_alpha}
+    if cfg.deepspeed:
+        recipe["deepspeed"] = deepspeed(int(cfg.deepspeed.removeprefix("zero")))
+    if cfg.save_steps:
+        recipe |= {
+            "save_steps": cfg.save_steps,
+            "save_total_limit": 2,
+            "auto_resume_from_checkpoints": True,
+        }
+    else:
+        recipe["save_strategy"] = "no"
+    for key in sorted(set(cfg.axolotl) & (set(recipe) | set(OWNED))):
+        owner = OWNED.get(key, "Docent's own files")
+        raise PipelineError(
+            f"finetune.axolotl.{key}: {cfg.axolotl[key]!r}: this key is rendered from {owner}: "
+            f"set it there, and remove it here"
+        )
+    return cfg.axolotl | recipe
+
+
+OWNED = {
+    "base_model": "model.id or model.path",
+    "revision_of_model": "model.revision",
+    "chat_template": "model.chat_template",
+    "chat_template_jinja": "model.chat_template",
+    "sequence_len": "model.context_tokens",
+    "adapter": "finetune.kind",
+    "lora_r": "finetune.lora_r",
+    "lora_alpha": "finetune.lora_alpha",
+    **{
+        key: f"finetune.{key}"
+        for key in (
+            "num_epochs",
+            "micro_batch_size",
+            "gradient_accumulation_steps",
+            "learning_rate",
+            "warmup_ratio",
+            "seed",
+            "deepspeed",
+            "save_steps",
+        )
+    },
+    **dict.fromkeys(("save_strategy", "auto_resume_from_checkpoints"), "finetune.save_steps"),
+    **dict.fromkeys(
+        ("datasets", "test_datasets", "val_set_size"), "the examples of the synthesize stage"
+    ),
+}
+"""Axolotl's keys that are ours to render, and from which of our keys."""
+
+
+def pretraining(cfg: Config, model: base.Scratch) -> dict[str, Any]:
+    """Random weights, then plain language modelling of the train documents: the base."""
+    return cfg.axolotl | {
+        "base_model": "./random",
+        "reinit_weights": True,
+        "sequence_len": model.context_tokens,
+        "datasets": [{"path": "./documents.jsonl", "ds_type": "json", "type": "completion"}],
+        "output_dir": "./base",
+        "num_epochs": model.pretrain_epochs,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": model.pretrain_learning_rate,
+        "warmup_ratio": 0.05,
+        "seed": cfg.seed,
+        "val_set_size": 0.0,
+        "save_strategy": "no",
+        "plugins": [PLUGIN],
+    }
+
+
+def deepspeed(stage: int) -> dict[str, Any]:
+    """ZeRO: 1 shards the optimizer's state, 2 also the gradients, 3 also the parameters."""
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+    }
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+    }
+
+
+def render(recipe: dict[str, Any]) -> str:
+    """The YAML's text, its keys sorted, so that equal configs give equal bytes."""
+    return yaml.safe_dump(recipe, sort_keys=True, allow_unicode=True)

@@ -1,0 +1,147 @@
+"""The rules of the house, held by the code: composition, names, DVC's edges, floors, the manual."""
+
+import ast
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages import pipeline
+from stages.core.errors import PipelineError
+
+ROOT = Path(__file__).resolve().parent.parent
+DAG = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
+SECTIONS = [group for group in GROUPS if group != "experiment"]
+OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted((ROOT / "conf").glob("*/*.yaml"))]
+
+
+@pytest.fixture(autouse=True)
+def in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_params_yaml_is_the_composition_of_conf(tmp_path):
+    path = tmp_path / "params.yaml"
+    pipeline.write_params(pipeline.compose(), path)
+    assert path.read_text() == (ROOT / "params.yaml").read_text(), "run `make params`"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_validates(option):
+    pipeline.check(pipeline.compose([option]))
+
+
+def test_every_group_has_an_option():
+    for section in SECTIONS:
+        assert list((ROOT / "conf" / section).glob("*.yaml")), section
+
+
+def test_a_planted_unknown_key_fails_the_check():
+    params = pipeline.compose(["+split.retrieval.chunk_token=3"])
+    with pytest.raises(PipelineError, match="did you mean chunk_tokens"):
+        pipeline.check(params)
+
+
+def test_a_stage_has_one_name_everywhere():
+    for stage in pipeline.STAGES:
+        assert stage in DAG
+        assert stage in SECTIONS
+        assert (ROOT / "tests" / f"test_{stage}.py").exists(), f"tests/test_{stage}.py"
+        module = ROOT / "stages" / stage
+        assert module.is_dir() or module.with_suffix(".py").exists()
+        assert DAG[stage]["outs"] == [f"data/{stage}"]
+
+
+def test_every_section_of_params_is_read_by_a_stage_or_by_tracking():
+    read = set(itertools.chain(*(pipeline.signature(stage).sections for stage in pipeline.STAGES)))
+    assert read | {"tracking", "seed"} == set(pipeline.compose())
+
+
+@pytest.mark.parametrize("stage", pipeline.STAGES)
+def test_dvc_gives_a_stage_the_sections_and_inputs_that_it_asks_for(stage):
+    asked = pipeline.signature(stage)
+    assert sorted(DAG[stage]["params"]) == sorted(asked.sections)
+    words = DAG[stage]["cmd"].split()
+    given = dict(itertools.pairwise(words))
+    options = {word[2:]: given[word] for word in words if word.startswith("--")}
+    assert set(options) == {"params", "out", *asked.inputs}
+    for name in asked.inputs:
+        assert options[name] in DAG[stage]["deps"], f"{options[name]} is no dep of {stage}"
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("stages"):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("stages"))
+
+
+@pytest.mark.parametrize("stage", pipeline.STAGES)
+def test_the_deps_of_a_stage_cover_its_imports(stage):
+    own = ROOT / "stages" / stage
+    files = sorted(own.rglob("*.py")) if own.is_dir() else [own.with_suffix(".py")]
+    floors = {
+        ".".join(name.split(".")[1:2]) for path in files for name in imports(path) if "." in name
+    }
+    for floor in floors:
+        place = f"stages/{floor}"
+        covered = place in DAG[stage]["deps"] or f"{place}.py" in DAG[stage]["deps"]
+        assert covered, f"{stage} imports {place}, which is none of its deps in dvc.yaml"
+
+
+def test_the_floors_hold():
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_planted_import_of_a_sibling_breaks_the_floors(tmp_path):
+    subprocess.run(["cp", "-r", ROOT / "stages", ROOT / "pyproject.toml", tmp_path], check=True)
+    planted = tmp_path / "stages" / "split.py"
+    planted.write_text(planted.read_text() + "\nfrom stages import crawl  # noqa\n")
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "stages.split -> stages.crawl" in done.stdout
+
+
+def test_the_reference_of_keys_is_what_the_code_says():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import keys
+    finally:
+        sys.path.pop(0)
+    written = {path.name: path.read_text() for path in (ROOT / "docs/reference").glob("*.md")}
+    assert written == keys.pages(), "run `make docs`"
+
+
+def test_every_key_has_a_meaning():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import keys
+    finally:
+        sys.path.pop(0)
+    for name, text in keys.pages().items():
+        for row in text.splitlines():
+            assert not row.endswith("|  |"), f"{name}: {row}"
+
+
+def test_no_name_of_the_banned_ones_is_used():
+    banned = {"utils", "helpers", "manager", "handler"}
+    names = {part for path in (ROOT / "stages").rglob("*.py") for part in path.stem.split("_")}
+    assert not names & banned
+
+
+def test_the_inputs_that_the_dag_needs_are_committed():
+    for stage in DAG.values():
+        for dep in stage["deps"]:
+            if dep.startswith("data/inputs/"):
+                assert (ROOT / dep).exists()

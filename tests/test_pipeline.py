@@ -1,0 +1,349 @@
+"""The whole DAG by real dvc, Hydra and MLflow, with a model small enough to train in a minute.
+
+The tests of this module share one project and run in order: each goes on from the last.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from stages import pipeline
+from stages.core.errors import PipelineError
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = """# @package _global_
+synthesize: {max_facts: 40, num_same_fact: 12, num_held_out: 8}
+model: {vocab_size: 600, hidden_size: 32, num_layers: 1, num_heads: 2, pretrain_epochs: 1}
+finetune: {num_epochs: 1}
+answer: {max_tokens: 12}
+"""
+
+
+def sh(project, *command, check=True, **more):
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "GIT_AUTHOR_NAME": "t",
+        "GIT_AUTHOR_EMAIL": "t@example.org",
+        "GIT_COMMITTER_NAME": "t",
+        "GIT_COMMITTER_EMAIL": "t@example.org",
+    }
+    done = subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, **more
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def ran(done):
+    """The stages that dvc ran."""
+    return re.findall(r"Running stage '(\w+)'", done.stdout)
+
+
+def edit(project, path, old, new):
+    file = project / path
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the tracked tree, committed, with tiny settings as its default experiment."""
+    folder = tmp_path_factory.mktemp("project")
+    listed = sh(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / ".venv-model").symlink_to(ROOT / ".venv-model")
+    (folder / "conf/experiment/tiny.yaml").write_text(TINY)
+    edit(folder, "conf/config.yaml", "experiment: null", "experiment: tiny")
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    sh(folder, "git", "init", "-q")
+    sh(folder, sys.executable, "-m", "stages", "params")
+    sh(folder, "git", "add", "-A")
+    sh(folder, "git", "commit", "-qm", "start")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def runs(project, kind):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("docent")
+    return client.search_runs(
+        [experiment.experiment_id], f"tags.`docent.kind` = '{kind}'", order_by=["start_time ASC"]
+    )
+
+
+# --- before anything runs ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "split=recusive",
+            "split=recusive: no such option (did you mean recursive?): expected one",
+        ),
+        (
+            "split.methd=x",
+            "split.methd: unknown key (did you mean method?): expected one of method",
+        ),
+        ("split.method=x", "conf: split.method: 'x': expected 'recursive' or 'markdown'"),
+        ("finetune.learning_rate=fast", "conf: finetune.learning_rate: 'fast': input should be"),
+        ("spilt=recursive", "spilt: unknown key (did you mean split?)"),
+        ("experiment=nope", "experiment=nope: no such option: expected one of tiny"),
+    ],
+)
+def test_an_unknown_option_key_or_value_is_one_line_that_lists_the_right_ones(
+    project, override, said
+):
+    done = sh(project, sys.executable, "-m", "stages", "run", override, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert "Running stage" not in done.stdout
+
+
+def test_a_yaml_option_that_is_malformed_is_one_line(project):
+    file = project / "conf/split/recursive.yaml"
+    before = file.read_text()
+    file.write_text("method: [\n")
+    done = sh(project, sys.executable, "-m", "stages", "run", check=False)
+    file.write_text(before)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "not YAML" in done.stderr
+    assert "recursive.yaml" in done.stderr
+
+
+def test_a_stage_without_its_input_says_who_makes_it(project):
+    done = sh(
+        project,
+        *(sys.executable, "-m", "stages", "split"),
+        *("--documents", "nowhere.jsonl", "--out", "data/split"),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "--documents: nowhere.jsonl: no such file" in done.stderr
+
+
+# --- the run -----------------------------------------------------------------------------------
+
+
+def test_the_whole_dag_runs_and_ends_with_the_table_and_what_to_do_next(project):
+    done = sh(project, sys.executable, "-m", "stages", "run")
+    assert ran(done) == ["params", "site", *pipeline.STAGES]
+    assert "\r" not in done.stderr
+    for said in ("same_fact: ROUGE F1", "tuned_rag", "Time per stage", "Next: "):
+        assert said in done.stdout
+    metrics = json.loads((project / "data/evaluate/metrics.json").read_text())
+    assert set(metrics["tracks"]) == {"same_fact", "held_out"}
+    for system in ("quote", "base", "base_rag", "tuned", "tuned_rag"):
+        assert 0 <= metrics["tracks"]["same_fact"][system]["rougeL_f1"] <= 1
+    for stage in pipeline.STAGES:
+        manifest = json.loads((project / f"data/{stage}/manifest.json").read_text())
+        assert manifest["stage"] == stage
+        assert (project / f"data/{stage}/rejects.jsonl").exists()
+
+
+def test_mlflow_has_a_parent_and_a_child_per_stage_with_params_metrics_and_inputs(project):
+    [parent] = runs(project, "pipeline")
+    children = runs(project, "stage")
+    assert sorted(run.info.run_name for run in children) == sorted(pipeline.STAGES)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    [tune] = [run for run in children if run.info.run_name == "finetune"]
+    assert tune.data.params["finetune.learning_rate"] == str(
+        yaml.safe_load((project / "params.yaml").read_text())["finetune"]["learning_rate"]
+    )
+    assert "model.hidden_size" in tune.data.params
+    assert len(tune.data.tags["docent.input.train"]) == 64
+    assert {given.dataset.name for given in tune.inputs.dataset_inputs} >= {"train", "documents"}
+    assert len(tune.data.tags["mlflow.source.git.commit"]) == 40
+    assert "crawl.num_documents" in parent.data.metrics
+    assert "evaluate.same_fact.tuned.rougeL_f1" in parent.data.metrics
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+    assert len(client.get_metric_history(tune.info.run_id, "loss")) > 1
+
+
+def test_nothing_in_the_outs_names_this_machine(project):
+    for path in sorted((project / "data").rglob("*")):
+        if (
+            path.suffix in {".json", ".jsonl", ".yaml", ".csv", ".html"}
+            and "site" not in path.parts
+        ):
+            text = path.read_text()
+            assert str(project) not in text, path
+            assert not re.search(r"127\.0\.0\.1:\d{5}", text), path
+
+
+def test_a_second_repro_runs_nothing(project):
+    done = sh(project, "dvc", "repro")
+    assert ran(done) == []
+    assert "up to date" in done.stdout
+
+
+def test_the_metrics_and_the_plots_are_there_for_dvc(project):
+    shown = json.loads(sh(project, "dvc", "metrics", "show", "--json").stdout)
+    assert "tuned" in json.dumps(shown)
+    page = sh(project, "dvc", "plots", "show", "--json").stdout
+    assert set(json.loads(page)["data"]) == {"training loss", "ROUGE-L by system"}
+
+
+def test_a_changed_learning_rate_runs_finetune_and_what_follows_even_after_two_kills(project):
+    edit(project, "conf/finetune/full.yaml", "learning_rate:", "learning_rate: 2.0e-3  #")
+    first = start_run(project)
+    trainer = wait_for(lambda: trainers(project))
+    dvc = next(p for p in psutil.Process(first.pid).children() if "dvc" in " ".join(p.cmdline()))
+    dvc.kill()
+    first.wait()
+    [stage] = [p for p in processes(project) if "finetune" in p.cmdline()]
+    assert stage.is_running(), "the orphan that this test is about"
+
+    second = start_run(project)
+    again = wait_for(lambda: [p for p in trainers(project) if p not in trainer])
+    assert not any(running(p) for p in (stage, *trainer)), "two writers"
+    [stage] = [p for p in processes(project) if "finetune" in p.cmdline()]
+    stage.kill()
+    second.wait()
+
+    done = sh(project, sys.executable, "-m", "stages", "run")
+    assert ran(done) == ["finetune", "deploy", "evaluate"]
+    assert not any(running(p) for p in again)
+
+
+def start_run(project):
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages", "run"],
+        cwd=project,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def processes(project):
+    """Processes that work in the project."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd() == str(project) and running(process):
+                found.append(process)
+    return found
+
+
+def trainers(project):
+    return [p for p in processes(project) if any("axolotl" in word for word in p.cmdline())]
+
+
+def running(process):
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def wait_for(found, seconds=90):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if rows := found():
+            return rows
+        time.sleep(0.2)
+    raise AssertionError("never seen")
+
+
+def test_a_group_that_is_swapped_back_is_restored_from_the_run_cache(project):
+    edit(project, "conf/config.yaml", "split: recursive", "split: markdown")
+    assert ran(sh(project, "dvc", "repro", "index")) == ["params", "split", "index"]
+    edit(project, "conf/config.yaml", "split: markdown", "split: recursive")
+    done = sh(project, "dvc", "repro")
+    assert ran(done) == ["params"]
+    assert "Stage 'split' is cached" in done.stdout
+
+
+def test_dvcs_own_composition_serves_an_experiment(project):
+    done = sh(
+        project, *("dvc", "exp", "run", "--temp", "-n", "stems", "-S", "evaluate.stemming=true")
+    )
+    assert "stems" in done.stdout
+    shown = json.loads(sh(project, "dvc", "metrics", "diff", "HEAD", "stems", "--json").stdout)
+    assert shown
+
+
+def test_a_sweep_restores_what_did_not_change_and_nests_its_points(project):
+    done = sh(project, sys.executable, "-m", "stages", "sweep", "--json", "-m", "answer.top_k=1,2")
+    points = json.loads(done.stdout.splitlines()[-1])
+    assert [point["overrides"] for point in points] == ["answer.top_k=1", "answer.top_k=2"]
+    assert all("tuned" in point["metrics"] for point in points)
+    [sweep] = runs(project, "sweep")
+    nested = list(runs(project, "point"))
+    assert {r.data.tags["mlflow.parentRunId"] for r in nested} == {sweep.info.run_id}
+    for run in nested:
+        stages = [
+            r
+            for r in runs(project, "stage")
+            if r.data.tags["mlflow.parentRunId"] == run.info.run_id
+        ]
+        assert [r.info.run_name for r in stages] == ["evaluate"]
+        assert "crawl.num_documents" in run.data.metrics
+    assert sorted(r.data.params["answer.top_k"] for r in nested) == ["1", "2"]
+    listed = sh(project, "dvc", "exp", "list", "--name-only").stdout.split()
+    assert {point["experiment"] for point in points} <= set(listed)
+
+
+def test_a_sweep_over_an_unknown_key_is_one_line(project):
+    done = sh(
+        project, sys.executable, "-m", "stages", "sweep", "-m", "answer.topk=1,2", check=False
+    )
+    assert done.returncode == 1
+    assert "answer.topk: unknown key (did you mean top_k?)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_site_is_one_line_and_the_last_good_outs_come_back(project):
+    before = (project / "data/crawl/documents.jsonl").read_bytes()
+    done = sh(
+        project,
+        *(sys.executable, "-m", "stages", "run", "source=web", "source.url=http://127.0.0.1:9/"),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "http://127.0.0.1:9/" in done.stderr
+    assert "`dvc checkout`" in done.stderr
+    sh(project, "git", "checkout", "-q", "params.yaml", "dvc.lock", check=False)
+    sh(project, "dvc", "checkout", "--force")
+    assert (project / "data/crawl/documents.jsonl").read_bytes() == before
+
+
+def test_an_empty_lock_file_of_a_killed_dvc_does_not_block_the_next_run(project):
+    (project / ".dvc/tmp/rwlock").write_bytes(b"")
+    done = sh(project, sys.executable, "-m", "stages", "run", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["metrics"]["tracks"]
+
+
+# --- the parts ---------------------------------------------------------------------------------
+
+
+def test_settings_that_do_not_fit_are_refused_before_dvc_is_asked(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("something was started"))
+    with pytest.raises(PipelineError, match="seed"):
+        pipeline.run(["finetune.seed=none"])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
