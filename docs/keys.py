@@ -41,9 +41,9 @@ def sections() -> dict[str, Any]:
 
 def pages() -> dict[str, str]:
     """File name to Markdown, for the whole of docs/reference/."""
-    made = {f"{name}.md": _page(name, schema) for name, schema in sections().items()}
-    rows = "\n".join(f"| [{name}]({name}.md) | {WHAT[name]} |" for name in sections())
-    listed = "\n".join(sections())
+    made = {f"keys-{name}.md": _page(name, schema) for name, schema in sections().items()}
+    rows = "\n".join(f"| [{name}](keys-{name}.md) | {WHAT[name]} |" for name in sections())
+    listed = "\n".join(f"keys-{name}" for name in sections())
     made["index.md"] = (
         "# Reference of all keys\n\nEvery section of `params.yaml` is a group of `conf/`, and every "
         "file of the group is one option.\n\n| section | what it is for |\n|---|---|\n"
@@ -126,6 +126,8 @@ def _type(annotation: Any) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, dict) and value:
+        return ""
     if value == "${seed}":
         return "the shared `seed`"
     if isinstance(value, list):

@@ -1,17 +1,23 @@
 """The one door: `python -m stages <verb>`."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from stages import console, pipeline
 from stages.core import config, progress, store, tracking
 from stages.core.errors import PipelineError
+from stages.core.records import Message
+
+if TYPE_CHECKING:  # a stage's process imports no more than its stage
+    from stages.answer import Response
+    from stages.answer.endpoint import Endpoint
 
 ENDPOINT = Path("data/deploy/endpoint.json")
 INDEX = Path("data/index")
@@ -236,20 +242,62 @@ def search_index(parsed: argparse.Namespace) -> None:
 
 def ask_once(parsed: argparse.Namespace) -> None:
     from stages import answer
-    from stages.answer import endpoint
+    from stages.answer.retrieval import Index
 
     cfg = config.load(config.read(Path("params.yaml")), "answer", answer.Config)
-    server = None if parsed.system == "quote" else endpoint.connect(ENDPOINT)
-    _say(answer.ask(parsed.question, parsed.system, INDEX, server, cfg), parsed.json)
+    turns = [Message(role="user", content=parsed.question)]
+    with _server(parsed.system, private=False) as server:
+        said = answer.ask(parsed.system, turns, Index.open(INDEX), server, cfg)
+    if parsed.json:
+        citations = [citation.model_dump() for citation in said.citations]
+        print(json.dumps({"answer": said.text, "citations": citations}, ensure_ascii=False))
+    else:
+        _show_answer(said)
 
 
 def chat_loop(parsed: argparse.Namespace) -> None:
-    raise PipelineError("not here yet")
+    from stages import answer
+    from stages.answer.retrieval import Index
+
+    cfg = config.load(config.read(Path("params.yaml")), "answer", answer.Config)
+    index = Index.open(INDEX)
+    with _server(parsed.system, private=True) as server:
+        print(f"{parsed.system} answers; an empty line starts a new conversation, Ctrl-D ends")
+        turns: list[Message] = []
+        while True:
+            try:
+                question = input("> ").strip()
+            except EOFError:
+                print()
+                return
+            if not question:
+                turns = []
+                continue
+            turns.append(Message(role="user", content=question))
+            said = answer.ask(parsed.system, turns, index, server, cfg)
+            turns.append(Message(role="assistant", content=said.text))
+            _show_answer(said)
 
 
-def _say(said: Any, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(said, ensure_ascii=False))
+@contextlib.contextmanager
+def _server(system: str, private: bool) -> "Iterator[Endpoint | None]":
+    """The server that is up, or a private one for this command; none for quoting."""
+    from stages.answer import endpoint
+
+    if system == "quote":
+        yield None
+    elif endpoint.status()["running"] or not private:
+        yield endpoint.connect(ENDPOINT)
+    else:
+        print("loading the model…", file=sys.stderr)
+        with endpoint.start(ENDPOINT) as server:
+            yield server
+
+
+def _show_answer(said: "Response") -> None:
+    print(said.text)
+    for url in dict.fromkeys(citation.url for citation in said.citations):
+        print(f"  {url}")
 
 
 def server_up(parsed: argparse.Namespace) -> None:

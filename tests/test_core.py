@@ -49,8 +49,8 @@ Source = Annotated[Web | Files, Field(discriminator="kind")]
     [
         (
             {"kind": "web", "url": "x", "inner": {"depht": 1}},
-            "p.yaml: source.inner: unknown key 'depht' (did you mean depth?): "
-            "expected one of depth",
+            "p.yaml: source.inner.depht: unknown key (did you mean depth?): expected one of depth"
+            " (and 1 more)",
         ),
         ({"kind": "wob"}, "p.yaml: source.kind: 'wob': expected one of 'web', 'files'"),
         ({}, "p.yaml: source.kind: required, and not set"),

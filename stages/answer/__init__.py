@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from stages.answer import prompt, retrieval
+from stages.answer.endpoint import Endpoint
 from stages.core import config
-from stages.core.records import Chunk, Citation, Message
-
-if TYPE_CHECKING:  # whoever only builds or reads an index needs no client
-    from stages.answer.endpoint import Endpoint
+from stages.core.records import Chunk, Citation, Message, System
 
 
 class Config(config.Base):
@@ -25,8 +23,6 @@ class Config(config.Base):
     """Longest answer, in tokens of the model."""
     temperature: Annotated[float, Field(ge=0)]
     """Randomness of sampling; 0 always takes the likeliest token."""
-    concurrency: Annotated[int, Field(gt=0)]
-    """Requests sent to the endpoint at the same time."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +37,31 @@ class Response:
 
 
 def ask(
+    system: System,
     turns: Sequence[Message] | str,
     index: retrieval.Index,
-    endpoint: "Endpoint",
+    endpoint: Endpoint | None,
     cfg: Config,
-    model: Literal["base", "tuned"],
-    rag: bool,
 ) -> Response:
-    """Answer the last of the turns (or the one question).
+    """Answer the last of the turns (or the one question) as this system does.
 
-    With `rag`, the citations are what the model was shown: the parts of the retrieved chunks that
-    stand in its prompt; where nothing is found, NOT_FOUND is the answer and no model is asked.
-    Without it, the tuned model's citation is the one chunk that best matches its answer and the
-    question: where that is written, not what the model read. The base model's answers have none,
-    and neither does NOT_FOUND.
+    `quote` needs no endpoint. With retrieval (`base_rag`, `tuned_rag`), the citations are what the
+    model was shown: the parts of the retrieved chunks that stand in its prompt; where nothing is
+    found, NOT_FOUND is the answer and no model is asked. Without it, the tuned model's citation is
+    the one chunk that best matches its answer and the question: where that is written, not what
+    the model read. The base model's answers have none, and neither does NOT_FOUND.
     """
     if isinstance(turns, str):
         turns = [Message(role="user", content=turns)]
     question = _query(turns)
-    shown: Sequence[Chunk] = ()
+    if system == "quote":
+        said = retrieval.quote(index, question, cfg.num_sentences)
+        return Response(said.text, said.citations, said.hits, 0)
+    assert endpoint is not None, f"{system} is a model: it needs an endpoint"
     hits: list[retrieval.Hit] = []
+    shown: Sequence[Chunk] = ()
     messages = prompt.closed_book(turns)
-    if rag:
+    if system in ("base_rag", "tuned_rag"):
         hits = index.search(question, cfg.top_k)
         if not hits:
             return Response(prompt.NOT_FOUND, (), (), 0)
@@ -70,10 +69,13 @@ def ask(
         shown = prompt.fit(retrieval.narrow(index, hits, question, room), cfg.context_tokens)
         messages = prompt.with_context(turns, shown, cfg.context_tokens)
     completion = endpoint.complete(
-        model, messages, max_tokens=cfg.max_tokens, temperature=cfg.temperature
+        "base" if system in ("base", "base_rag") else "tuned",
+        messages,
+        max_tokens=cfg.max_tokens,
+        temperature=cfg.temperature,
     )
     text = completion.text.strip()
-    if model == "tuned" and not rag:
+    if system == "tuned":
         hits = index.search(f"{text}\n{question}", 1)
         shown = [hit.chunk for hit in hits]
     citations = () if text == prompt.NOT_FOUND else tuple(_cite(chunk) for chunk in shown)

@@ -1,6 +1,7 @@
 """Chunks as the files of a lexical index, and the index as hits and quotes for a question."""
 
 import functools
+import logging
 import math
 import re
 import unicodedata
@@ -17,16 +18,20 @@ from stages.core import store
 from stages.core.errors import PipelineError
 from stages.core.records import Chunk, Citation
 
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it turns its own DEBUG on
+
 QUOTED_CHUNKS = 3
 """How many of the best chunks a quote's sentences come from."""
 
-HEADING_WEIGHT = 0.5
-"""What a word of the question counts when it stands above a sentence and not in it."""
+HEADING_WEIGHT = 0.4
+LEAD_WEIGHT = 1.2
+"""What a word of the question counts when it stands in the heading above a sentence and not in it:
+a little, and much for the first sentence under the heading, which tells what the heading asks."""
 
 LONG_SENTENCE = 60
 """Terms at which a sentence's score is halved: a long one holds more words by chance."""
 
-QUOTE_SHARE = 0.5
+QUOTE_SHARE = 0.8
 """A further sentence is quoted if it scores at least this share of the best."""
 
 
@@ -191,7 +196,10 @@ def _fold(word: str) -> str:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of prose, a table row, a list item or a block of code, in characters."""
+    """A sentence of prose, a table row, a list item or a block of code, in characters.
+
+    A block of code belongs to the sentence that leads to it with a colon.
+    """
 
     start: int
     end: int
@@ -205,6 +213,7 @@ _ROW = re.compile(r"\s*\|.*\|\s*$")
 _ROW_RULE = re.compile(r"\s*\|?[\s:|\-]*-[\s:|\-]*$")
 _RULE = re.compile(r" {0,3}([-*_=]\s*){3,}$")
 _ITEM = re.compile(r"\s*(?:[-*+]|\d{1,9}[.)])\s")
+_DEFINITION = re.compile(r":\s+\S")  # under its term
 _CODE_SPAN = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)", re.DOTALL)
 _STOP = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？]+[」』”]*")
 _ABBREVIATED = (
@@ -224,9 +233,16 @@ def sentences(text: str) -> list[Sentence]:
             heading = text[start:end]
         elif kind == "prose":
             found += [Sentence(*span, heading) for span in _prose_sentences(text, start, end)]
+        elif kind == "code" and found and _leads_to(text[found[-1].start : start]):
+            found[-1] = Sentence(found[-1].start, end, heading)
         else:
             found.append(Sentence(start, end, heading))
     return found
+
+
+def _leads_to(text: str) -> bool:
+    """Whether nothing stands between a colon and the end of the text."""
+    return text.rstrip().endswith(":")
 
 
 Block = Literal["heading", "prose", "row", "item", "code"]
@@ -237,8 +253,9 @@ def _blocks(text: str) -> list[tuple[Block, int, int]]:
     blocks: list[tuple[Block, int, int]] = []
     fence = ""
     after_blank = True
+    lines = text.splitlines(keepends=True)
     at = 0
-    for line in text.splitlines(keepends=True):
+    for line, next_line in zip(lines, [*lines[1:], ""], strict=True):
         start, at = at, at + len(line)
         kind = blocks[-1][0] if blocks else None
         opened = _FENCE.match(line)
@@ -261,7 +278,7 @@ def _blocks(text: str) -> list[tuple[Block, int, int]]:
             elif kind == "row" and not after_blank:
                 blocks.pop()  # the rule under a table's head
             after_blank = False
-        elif _ITEM.match(line):
+        elif _ITEM.match(line) or _DEFINITION.match(next_line):
             blocks.append(("item", start, at))
             after_blank = False
         elif line.startswith(("    ", "\t")) and after_blank and kind in (None, "heading", "prose"):
@@ -381,14 +398,17 @@ def _score_sentences(
     index: Index, chunk: Chunk, asked: frozenset[str]
 ) -> list[tuple[float, Sentence]]:
     """Each sentence of the chunk with the weight of the question's terms in and above it."""
-    above_chunk = set(terms("\n".join(chunk.heading_path)))
+    path = set(terms("\n".join(chunk.heading_path)))
     scored = []
+    heading = None
     for sentence in sentences(chunk.text):
+        leads, heading = sentence.heading != heading, sentence.heading
         words = list(terms(chunk.text[sentence.start : sentence.end]))
         within = asked & set(words)
-        above = asked & (set(terms(sentence.heading)) or above_chunk) - within
-        overlap = _total(index, within) + HEADING_WEIGHT * _total(index, above)
-        scored.append((overlap / (1 + len(words) / LONG_SENTENCE), sentence))
+        above = asked & (set(terms(heading)) or path) - within
+        score = _total(index, within)
+        score += (LEAD_WEIGHT if leads else HEADING_WEIGHT) * _total(index, above)
+        scored.append((score / (1 + len(words) / LONG_SENTENCE), sentence))
     return scored
 
 

@@ -2,13 +2,13 @@
 
 import difflib
 import json
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from stages.core.errors import PipelineError
 
@@ -19,23 +19,6 @@ class Base(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keys_are_known(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for key in values:
-                if key not in cls.model_fields:
-                    raise PydanticCustomError(
-                        "unknown_key",
-                        "unknown key {key}{nearest}: expected one of {known}",
-                        {
-                            "key": repr(key),
-                            "nearest": nearest(str(key), cls.model_fields),
-                            "known": ", ".join(cls.model_fields),
-                        },
-                    )
-        return values
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -60,13 +43,14 @@ def load(params: dict[str, Any], section: str, schema: Any, origin: str = "param
         # JSON mode: strict, but a list may become a tuple and an int a float.
         return TypeAdapter(schema).validate_json(json.dumps(params[section]))
     except ValidationError as error:
-        raise PipelineError(f"{origin}: {_explain(section, error, params[section])}") from None
+        raise PipelineError(f"{origin}: {_explain(section, error, params[section], schema)}") from None
 
 
-def _explain(section: str, error: ValidationError, at: Any) -> str:
+def _explain(section: str, error: ValidationError, at: Any, schema: Any) -> str:
     """The first mistake as `key: value: what is expected`, with how many more there are."""
     mistakes = error.errors()
-    first = mistakes[0]
+    # A misspelt key is also a missing one: the misspelling says more.
+    first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
     keys = [section]
     for place, part in enumerate(first["loc"]):
         names: Any = range(len(at)) if isinstance(at, list) else at
@@ -78,8 +62,10 @@ def _explain(section: str, error: ValidationError, at: Any) -> str:
     key = ".".join(keys)
     more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     match first["type"]:
-        case "unknown_key":
-            said = first["msg"]
+        case "extra_forbidden":
+            known = _fields(schema, first["loc"][:-1])
+            near = nearest(keys[-1], known)
+            said = f"unknown key{near}: expected one of {', '.join(known)}"
         case "missing":
             said = "required, and not set"
         case "union_tag_invalid":
@@ -92,6 +78,28 @@ def _explain(section: str, error: ValidationError, at: Any) -> str:
         case _:
             said = f"{first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     return f"{key}: {said}{more}"
+
+
+def _fields(schema: Any, location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the schema has at a location of pydantic's, which holds the tags of unions."""
+    here = _sections(schema)
+    for part in location:
+        inside = [_sections(s.model_fields[part].annotation) for s in here if part in s.model_fields]
+        tagged = [s for s in here if part in typing.get_args(_annotation(s, "kind"))]
+        here = [section for found in inside for section in found] or tagged or here
+    return list(dict.fromkeys(name for section in here for name in section.model_fields))
+
+
+def _sections(annotation: Any) -> list[type[Base]]:
+    """The sections that an annotation is made of: itself, or those of a union or a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Base):
+        return [annotation]
+    return [section for part in typing.get_args(annotation) for section in _sections(part)]
+
+
+def _annotation(section: type[Base], field: str) -> Any:
+    found = section.model_fields.get(field)
+    return found.annotation if found else None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

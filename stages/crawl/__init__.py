@@ -10,8 +10,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,7 +41,9 @@ def _regular_expression(pattern: str) -> str:
 def _address(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise PydanticCustomError("address", "expected an address such as https://example.org/docs/")
+        raise PydanticCustomError(
+            "address", "expected an address such as https://example.org/docs/"
+        )
     return url
 
 
@@ -62,10 +63,10 @@ class Web(config.Base):
     """Folder of HTML to serve on a free local port and crawl in place of `url`."""
     public_url: Address | None
     """Address that takes the place of the crawled site's in documents, links and citations."""
-    include: tuple[Pattern, ...]
-    """Regular expressions on a URL's path: only pages that one of them finds are fetched; empty means all."""
-    exclude: tuple[Pattern, ...]
-    """Regular expressions on a URL's path: pages that one of them finds are not fetched."""
+    include: list[Pattern]
+    """Regular expressions on a URL's path: a page is fetched if one matches, or none is given."""
+    exclude: list[Pattern]
+    """Regular expressions on a URL's path: a page is left alone if one of them matches."""
 
 
 Source = Web  # `files`, `code` and `table` become variants of a union told apart by `kind`
@@ -73,7 +74,7 @@ Source = Web  # `files`, `code` and `table` become variants of a union told apar
 
 class Config(config.Base):
     max_pages: Annotated[int, Field(gt=0)]
-    """Most addresses that a crawl asks for, redirects aside."""
+    """Most addresses that a crawl asks for."""
     max_depth: Annotated[int, Field(ge=0)]
     """Longest way from the start page, in links."""
     concurrent_requests: Annotated[int, Field(gt=0)]
@@ -85,7 +86,7 @@ class Config(config.Base):
     user_agent: Annotated[str, Field(min_length=1)]
     """How the crawler names itself to sites, with an address where its operator is told of."""
     obey_robots: bool
-    """Whether pages that the site's robots.txt forbids are left alone, and its crawl delay is kept."""
+    """Whether the site's robots.txt is obeyed, its crawl delay included."""
     min_chars: Annotated[int, Field(ge=0)]
     """Shortest text that makes a page a document, in characters of Markdown."""
     max_reject_rate: Annotated[float, Field(ge=0, le=1)]
@@ -98,12 +99,12 @@ NO_FAULT = {"duplicate", "not_html", "outside", "redirect", "robots", "excluded"
 
 def run(cfg: Config, source: Source, out: Path) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
-    with _served(source) as start:
+    with _served(source) as start, contextlib.closing(_crawl(cfg, source, start)) as rows:
         site = Site.around(start, source.public_url)
         pages: dict[str, Page] = {}
         failures: dict[str, tuple[str, str]] = {}  # address: reason, detail
         left = 0
-        for done, row in enumerate(_crawl(cfg, source, start), 1):
+        for done, row in enumerate(rows, 1):
             url = row["url"]
             if row["kind"] == "end":
                 left = row["total"]
@@ -142,7 +143,8 @@ def run(cfg: Config, source: Source, out: Path) -> dict[str, float]:
     store.write(out / "documents.jsonl", documents)
     store.write(out / "rejects.jsonl", rejects)
     if left:
-        progress.note(f"stopped at crawl.max_pages={cfg.max_pages}: {left} more addresses known")
+        limits = f"crawl.max_pages={cfg.max_pages} and crawl.max_depth={cfg.max_depth}"
+        progress.note(f"{left} more addresses are known than {limits} let in")
     _check_whole(cfg, source, len(documents), rejects, out)
     return {
         "num_documents": len(documents),
@@ -194,7 +196,7 @@ def duplicates(pages: dict[str, Page]) -> dict[str, str]:
 # --- the crawl ---------------------------------------------------------------------------------
 
 
-def _crawl(cfg: Config, source: Source, start: str) -> Iterator[dict[str, Any]]:
+def _crawl(cfg: Config, source: Source, start: str) -> Generator[dict[str, Any], None, None]:
     """The spider's rows as they come: it is a process of its own."""
     order = {
         "start": start,
@@ -250,7 +252,7 @@ def _detail(row: dict[str, Any], site: Site) -> str:
 def _served(source: Source) -> Iterator[str]:
     """The address of the start page; a folder is served as long as this lasts."""
     if source.url is not None and source.serve_dir is not None:
-        raise PipelineError(f"source.url: {source.url!r}: not beside source.serve_dir; set one null")
+        raise PipelineError(f"source.url: {source.url!r}: set this or source.serve_dir to null")
     if source.url is not None:
         yield source.url
         return
@@ -330,8 +332,8 @@ def _check_whole(
     if num_documents == 0:
         key = "source.url" if source.url is not None else "source.serve_dir"
         raise PipelineError(
-            f"{key}: {source.url or source.serve_dir!r}: no page with {cfg.min_chars} characters of "
-            f"text ({told}): is the text made by JavaScript, or crawl.min_chars too high?"
+            f"{key}: {source.url or source.serve_dir!r}: no page with {cfg.min_chars} "
+            f"characters of text ({told}): is it made by JavaScript, or crawl.min_chars too high?"
         )
     failed = sum(count for reason, count in reasons.items() if reason not in NO_FAULT)
     rate = failed / (num_documents + failed)

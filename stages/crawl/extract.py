@@ -25,15 +25,16 @@ MAIN = (
     "#main-content",
     "#main",
 )
-JUNK = ", ".join(
-    """script style noscript template iframe object svg canvas dialog nav button input select
-    textarea footer .headerlink .anchorjs-link .toctree-wrapper .contents.local .contents.topic
-    .related .related-pages .sphinxsidebar .breadcrumb .breadcrumbs .rst-breadcrumbs-buttons
-    .viewcode-link .viewcode-back .copybtn .linenos .lineno .gutter .mw-editsection .navbox .sr-only
-    .visually-hidden .visuallyhidden .screen-reader-text .edit-this-page .view-this-page
-    .back-to-top .prev-next-area .prev-next-footer .theme-doc-toc-mobile
-    .theme-doc-footer .pagination-nav .hash-link .md-source-file .md-content__button
-    [role=navigation] [role=search] [role=contentinfo] [hidden]""".split()
+JUNK = (
+    "script, style, noscript, template, iframe, object, svg, canvas, dialog, nav, button, "
+    "input, select, textarea, footer, .headerlink, .anchorjs-link, .toctree-wrapper, "
+    ".contents.local, .contents.topic, .related, .related-pages, .sphinxsidebar, "
+    ".breadcrumb, .breadcrumbs, .rst-breadcrumbs-buttons, .viewcode-link, .viewcode-back, "
+    ".copybtn, .linenos, .lineno, .gutter, .mw-editsection, .navbox, .sr-only, "
+    ".visually-hidden, .visuallyhidden, .screen-reader-text, .edit-this-page, "
+    ".view-this-page, .back-to-top, .prev-next-area, .prev-next-footer, "
+    ".theme-doc-toc-mobile, .theme-doc-footer, .pagination-nav, .hash-link, .md-source-file, "
+    ".md-content__button, [role=navigation], [role=search], [role=contentinfo], [hidden]"
 )
 # Links that say nothing once they are text: permalinks, the way back from a footnote.
 UNLINKED = (
@@ -52,6 +53,7 @@ _PRE = re.compile(r"(<pre\b.*?</pre>)", re.S)
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
 _OPTIONS = ConversionOptions(
     extract_metadata=False,
+    bullets="-",
     compact_tables=True,  # padding costs tokens, and an edit of one row would change them all
     expand_abbreviations=False,  # Sphinx marks the `*` and `/` of signatures as abbreviations
     highlight_style="none",
@@ -78,16 +80,10 @@ def extract(html: str, url: str, site: Site) -> Page:
         canonical = site.resolve(link.attributes.get("href") or "", url)
     base = base_of(tree, url)
     name = _plain(tree.css_first("title"))
-    main = _main(tree)
-    if main is None:
-        anchors = _anchors_by_title(tree)
-        tree = LexborHTMLParser(_body(html, tree))
-        main = tree.body
-    else:
-        anchors = {}
+    main = _main(tree) or _body(html, tree)
     if main is None:
         return Page(name, "", (), canonical)
-    titles = _mark_headings(main, anchors)
+    titles = _mark_headings(main)
     _clean(tree, main)
     _link(main, url, base, site)
     text, headings = _convert(main, titles)
@@ -109,31 +105,49 @@ def _main(tree: LexborHTMLParser) -> LexborNode | None:
     return None
 
 
-def _body(html: str, tree: LexborHTMLParser) -> str:
-    """The main text of a page that does not mark it, as HTML."""
+def _body(html: str, tree: LexborHTMLParser) -> LexborNode | None:
+    """The main text of a page that does not mark it: the innermost element around what
+    trafilatura finds, since its own output loses code, a third of the headings and all ids.
+    """
     import trafilatura  # a second to import, and most sites never need it
 
-    found = trafilatura.extract(
-        html,
-        output_format="html",
-        include_comments=False,
-        include_formatting=True,
-        include_links=True,
-        include_tables=True,
-    )
-    if found:
-        return str(found)
-    for node in tree.css("header"):
-        node.decompose()
-    return tree.html or ""
+    if tree.body is None:
+        return None
+    node = tree.body
+    body = _dense(node.text())
+    found = trafilatura.extract(html, include_comments=False, include_tables=False) or ""
+    lines = {_dense(line.removeprefix("- ")) for line in found.splitlines()}
+    lines = {line for line in lines if len(line) >= 20 and line in body}
+    enough = 0.9 * sum(map(len, lines))
+    while lines:
+        for child in node.iter():
+            text = _dense(child.text())
+            if sum(len(line) for line in lines if line in text) >= enough:
+                node = child
+                break
+        else:
+            break
+    for child in list(node.iter()):
+        text = _dense(child.text())
+        boxed = child.tag in ("div", "section", "header", "aside", "form", "table", "ul")
+        if boxed and lines and not any(line in text for line in lines):
+            if not child.css_first(f"{HEADINGS}, pre, td, dl"):
+                child.decompose()
+        elif child.tag == "header" and not lines:
+            child.decompose()
+    return node
+
+
+def _dense(text: str) -> str:
+    return "".join(text.split())
 
 
 # --- headings ----------------------------------------------------------------------------------
 
 
-def _mark_headings(main: LexborNode, anchors: dict[str, str]) -> list[tuple[str, str]]:
+def _mark_headings(main: LexborNode) -> list[tuple[str, str]]:
     """Number the headings in the text itself; their titles and anchors, by number."""
-    titles = []
+    titles: list[tuple[str, str]] = []
     for node in main.css(HEADINGS):
         anchor = _anchor(node)
         for junk in node.css(JUNK):
@@ -143,7 +157,7 @@ def _mark_headings(main: LexborNode, anchors: dict[str, str]) -> list[tuple[str,
             node.decompose()
             continue
         node.inner_html = f"{_MARK}{len(titles)}{_MARK}{node.inner_html}"
-        titles.append((title, anchor or anchors.get(title, "")))
+        titles.append((title, anchor))
     return titles
 
 
@@ -164,17 +178,6 @@ def _anchor(node: LexborNode) -> str:
     for inner in node.css("[id], a[name]"):
         return str(inner.id or inner.attributes.get("name") or "")
     return ""
-
-
-def _anchors_by_title(tree: LexborHTMLParser) -> dict[str, str]:
-    """Anchors of a page whose elements do not survive the search for its main text."""
-    anchors: dict[str, str] = {}
-    for node in tree.css(HEADINGS):
-        anchor = _anchor(node)
-        for link in node.css(".headerlink, .hash-link, .anchorjs-link"):
-            link.decompose()
-        anchors.setdefault(_plain(node), anchor)
-    return anchors
 
 
 # --- cleaning ----------------------------------------------------------------------------------
@@ -300,20 +303,19 @@ def _term(node: LexborNode) -> str:
 
 def _link(main: LexborNode, url: str, base: str, site: Site) -> None:
     """Make links and images absolute and public; keep only the text of what leads nowhere."""
+    known: dict[str, str | None] = {}  # a page repeats its links
     for node in main.css("a, img"):
         key = "src" if node.tag == "img" else "href"
+        if "title" in node.attrs:
+            del node.attrs["title"]  # what a pointer shows: the target's name once more
         href = (node.attributes.get(key) or "").strip()
         if key == "href" and not (_plain(node) or node.css_first("img")):
             node.decompose()
             continue
-        try:
-            target = urljoin(url if href.startswith("#") else base, href)
-        except ValueError:
-            target = ""
-        public = site.publish(target) if target.startswith(("http://", "https://")) else None
-        if target.startswith("mailto:"):
-            public = target
-        if href and public:
+        if href not in known:
+            known[href] = _publish(href, url if href.startswith("#") else base, site)
+        public = known[href]
+        if public is not None:
             node.attrs[key] = public
         elif key == "href":
             node.unwrap()
@@ -321,11 +323,24 @@ def _link(main: LexborNode, url: str, base: str, site: Site) -> None:
             node.decompose()
 
 
+def _publish(href: str, base: str, site: Site) -> str | None:
+    try:
+        target = urljoin(base, href)
+    except ValueError:
+        return None
+    if target.startswith("mailto:"):
+        return target
+    return site.publish(target) if href and target.startswith(("http://", "https://")) else None
+
+
 # --- Markdown ----------------------------------------------------------------------------------
 
 
 def _convert(main: LexborNode, titles: list[tuple[str, str]]) -> tuple[str, tuple[Heading, ...]]:
-    """The Markdown, and its headings with the byte offset of each one's line."""
+    """The Markdown, and its headings with the byte offset of each one's line.
+
+    A space that must not break is a space, in code too, where it would be an error.
+    """
     source = "".join(
         part
         if part.startswith("<pre")

@@ -8,11 +8,14 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 from selectolax.lexbor import LexborHTMLParser
 from w3lib.url import canonicalize_url
 
-NOT_PAGES = frozenset(
-    "7z aac apk avi avif bin bmp bz2 css csv deb dmg doc docx eot epub exe flac gif gz ico ics inv "
-    "ipynb iso jar jpeg jpg js json m4a mid mov mp3 mp4 mpeg msi odp ods odt ogg otf pdf pkg png "
-    "ppt pptx ps rar rpm rss svg tar tgz tif tiff ttf txt wav webm webp whl wmv woff woff2 xls xlsx "
-    "xml xz zip zst".split()
+NOT_PAGES = re.compile(
+    r"\.("
+    r"7z|aac|apk|avi|avif|bin|bmp|bz2|css|csv|deb|dmg|doc|docx|eot|epub|exe|flac|gif|gz|ico|"
+    r"ics|inv|ipynb|iso|jar|jpeg|jpg|js|json|m4a|mid|mov|mp3|mp4|mpeg|msi|odp|ods|odt|ogg|otf|"
+    r"pdf|pkg|png|ppt|pptx|ps|rar|rpm|rss|svg|tar|tgz|tif|tiff|ttf|txt|wav|webm|webp|whl|wmv|"
+    r"woff|woff2|xls|xlsx|xml|xz|zip|zst"
+    r")$",
+    re.I,
 )
 """Endings of addresses that are never pages; the others are told by their content type."""
 
@@ -89,7 +92,7 @@ class Site:
         raw = {href.partition("#")[0].strip() for href in hrefs if href}
         base = base_of(tree, page)
         urls = {self.resolve(href, base) for href in raw if href}
-        return sorted(url for url in urls if url and not _is_file(url))
+        return sorted(url for url in urls if url and not NOT_PAGES.search(urlsplit(url).path))
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,3 @@ def _host(parts: SplitResult) -> tuple[str, str | None, int | None]:
         return parts.scheme, parts.hostname, None
     port = parts.port
     return "http", parts.hostname, None if port in (80, 443) else port
-
-
-def _is_file(url: str) -> bool:
-    name = urlsplit(url).path.rpartition("/")[2]
-    return name.rpartition(".")[2].lower() in NOT_PAGES if "." in name else False

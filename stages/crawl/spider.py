@@ -75,8 +75,8 @@ class Order:
 class Row:
     """What one address gave: a page with its HTML, or why there is none.
 
-    `total` is how many addresses are known so far. The last row is an `end`, whose total is how
-    many addresses max_pages left out; without it the crawl is not whole.
+    `total` is how many addresses are to be asked for, as far as known. The last row is an `end`,
+    whose total is how many known addresses the limits left out; without it a crawl is not whole.
     """
 
     kind: Literal["page", "reject", "end"]
@@ -108,7 +108,7 @@ class SiteSpider(Spider):
         self.filter = Filter.of(order.include, order.exclude)
         self.robots: Protego | None = None
         self.seen: dict[str, str] = {}  # address: the page that led there
-        self.found: dict[str, str] = {}  # the same, for the next level
+        self.found: dict[str, str] = {}  # the same, for what pages link to
         self.redirected: dict[str, str] = {}  # the same, for the rest of this level
 
     async def start(self) -> AsyncIterator[Any]:
@@ -116,7 +116,6 @@ class SiteSpider(Spider):
         if not self.order.obey_robots or await self._read_robots(start):
             level, left = {start: ""}, 0
             for _ in range(self.order.max_depth + 1):
-                self.found = {}
                 await self._fetch_all(level)
                 new = sorted(self.found.keys() - self.seen.keys())
                 room = max(self.order.max_pages - len(self.seen), 0)
@@ -239,6 +238,7 @@ def settings(order: Order) -> dict[str, Any]:
         "HTTPCACHE_ENABLED": False,
         "HTTPPROXY_ENABLED": not order.local,
         "LOG_LEVEL": "ERROR",
+        "METAREFRESH_ENABLED": False,  # a link like any other
         "REDIRECT_ENABLED": False,  # a redirect may leave the site: the spider follows it itself
         "RETRY_GIVE_UP_LOG_LEVEL": "DEBUG",  # the row says it
         "ROBOTSTXT_OBEY": False,  # it allows everything when robots.txt fails: the spider reads it

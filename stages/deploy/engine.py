@@ -10,154 +10,26 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from stages.deploy.generation import Failure, Generation
 
 # transformers imports what it finds, and none of these is needed to serve: without them a start
 # takes 8 s instead of 14 (measured), 210 MB less, and leaves no warnings of torchao in the log.
-for _unused in "accelerate datasets deepspeed pandas peft scipy sklearn torchao".split():
-    sys.modules.setdefault(_unused, None)  # type: ignore[arg-type]
+UNUSED = ("accelerate", "datasets", "deepspeed", "pandas", "peft", "scipy", "sklearn", "torchao")
+sys.modules.update({name: sys.modules.get(name) for name in UNUSED})
 
-import torch
-import transformers
-from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformers.cache_utils import Cache, DynamicLayer  # noqa: E402
 
-FinishReason = Literal["length", "eos_token", "stop_sequence"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen: greedily, unless `sample` is set."""
-
-    sample: bool = False
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int = 0
+transformers.utils.logging.disable_progress_bar()
 
 
-@dataclass(frozen=True)
-class Token:
-    """A generated token. `text` is empty until the bytes so far make whole characters."""
-
-    id: int
-    text: str
-    logprob: float
-    special: bool
-
-
-@dataclass(frozen=True)
-class End:
-    text: str
-    """All of the text, with the stop sequence if one ended it."""
-    stop_at: int | None
-    """Where in the text that stop sequence starts."""
-    finish_reason: FinishReason
-    tokens: tuple[Token, ...]
-
-
-@dataclass(frozen=True)
-class Failure:
-    reason: str
-
-
-Event = tuple[Token, End | None] | Failure
-
-
-@dataclass(eq=False)
-class Generation:
-    """A request and how far it is. `emit` is called in the engine's thread.
-
-    A streamed one emits every token, the last with its end; another the last token only.
-    """
-
-    prompt: list[int]
-    max_new_tokens: int
-    emit: Callable[[Event], None]
-    sampling: Sampling = Sampling()
-    stop: tuple[str, ...] = ()
-    stream: bool = False
-    cancelled: bool = False
-    tokens: list[Token] = field(default_factory=list)
-    text: str = ""
-    _plain: list[int] = field(default_factory=list)
-    _shown_from: int = 0
-    _shown_to: int = 0
-    _random: torch.Generator | None = None
-
-    def add(self, id: int, logprob: float, engine: "Engine") -> bool:
-        """Take the next token; whether it was the last."""
-        tokenizer, eos = engine.decoder, engine.eos
-        special = id in eos or id in engine.special
-        if not special:
-            self._plain.append(id)
-        reason: FinishReason | None = None
-        if id in eos:
-            reason = "eos_token"
-        elif len(self.tokens) + 1 == self.max_new_tokens:
-            reason = "length"
-        seen = len(self.text)
-        text = self._more_text(tokenizer, flush=reason is not None)
-        self.text += text
-        stop_at = None
-        for stop in self.stop:
-            found = self.text.find(stop, max(0, seen - len(stop) + 1))
-            if found >= 0 and (stop_at is None or found < stop_at):
-                reason, stop_at = "stop_sequence", found
-        if special and not text:
-            text = tokenizer.decode([id])
-        token = Token(id, text, logprob, special)
-        self.tokens.append(token)
-        if reason:
-            self.emit((token, End(self.text, stop_at, reason, tuple(self.tokens))))
-        elif self.stream:
-            self.emit((token, None))
-        return reason is not None
-
-    def _more_text(self, tokenizer: Any, flush: bool) -> str:
-        """The text that the newest token completes: nothing while a character lacks bytes.
-
-        Decoded with the piece before it, since a decoder may treat the first token differently;
-        the two offsets are those of TGI's `decode_token`.
-        """
-        before = tokenizer.decode(self._plain[self._shown_from : self._shown_to])
-        now = tokenizer.decode(self._plain[self._shown_from :])
-        if not flush and (len(now) <= len(before) or now.endswith("\ufffd")):
-            return ""
-        self._shown_from, self._shown_to = self._shown_to, len(self._plain)
-        return str(now[len(before) :])
-
-    def choose(self, logits: Tensor) -> tuple[int, Tensor]:
-        """The next token by this request's sampling, and the logits that it was drawn from."""
-        how = self.sampling
-        if how.repetition_penalty != 1.0:
-            ids = torch.tensor(
-                self.prompt + [token.id for token in self.tokens], device=logits.device
-            )
-            seen = logits[ids]
-            penalised = torch.where(
-                seen < 0, seen * how.repetition_penalty, seen / how.repetition_penalty
-            )
-            logits = logits.scatter(0, ids, penalised)
-        if not how.sample:
-            return int(logits.argmax()), logits
-        logits = logits / how.temperature
-        if how.top_k is not None and how.top_k < len(logits):
-            logits = logits.masked_fill(logits < logits.topk(how.top_k).values[-1], -torch.inf)
-        if how.top_p is not None:
-            ranked, order = logits.softmax(-1).sort(descending=True, stable=True)
-            beyond = ranked.cumsum(-1) - ranked >= how.top_p  # the first token always stays
-            logits = logits.index_fill(0, order[beyond], -torch.inf)
-        if self._random is None:
-            self._random = torch.Generator().manual_seed(how.seed)
-        drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=self._random)
-        return int(drawn), logits
-
-
-class _Layer(DynamicLayer):  # type: ignore[misc]
+class _Layer(DynamicLayer):
     """Keys and values with room to grow; DynamicLayer copies all of them at every token."""
 
     def __init__(self, *kept: Tensor) -> None:
@@ -242,9 +114,10 @@ class Engine:
         several = eos if isinstance(eos, list) else [eos]
         self.eos = frozenset(i for i in (*several, self.tokenizer.eos_token_id) if i is not None)
         self.alive = True
-        self.special = frozenset(self.tokenizer.all_special_ids)
+        added = self.tokenizer.added_tokens_decoder  # all_special_ids knows the named ones only
+        self.special = frozenset(id for id, token in added.items() if token.special)
         # Encoding in the server's thread and decoding here would meet in one tokenizer.
-        self.decoder = copy.deepcopy(self.tokenizer)
+        self.decode = copy.deepcopy(self.tokenizer).decode
         self._prove()
         self._waiting: deque[Generation] = deque()
         self._change = threading.Condition()
@@ -252,7 +125,7 @@ class Engine:
         self._thread.start()
 
     def _prove(self) -> None:
-        """Two rows for two tokens: an architecture that this loop cannot serve fails at its start."""
+        """Two rows, two tokens: an architecture that this loop cannot serve fails at its start."""
         ids = self.tokenizer("a b")["input_ids"]
         rows = [Generation(list(ids) * n, 2, emit=lambda _: None) for n in (1, 2)]
         with torch.inference_mode():
@@ -340,19 +213,25 @@ class Engine:
     def _forward(self, batch: _Batch) -> _Batch | None:
         """Read `last` (rows, tokens), choose each row's next token, and drop the rows that end."""
         positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)[:, -batch.last.shape[1] :]
-        cache = Cache(layers=batch.layers) if batch.layers else Cache(layer_class_to_replicate=_Layer)
-        logits = self.model(
-            input_ids=batch.last,
-            attention_mask=batch.mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1].float()  # (rows, vocabulary)
+        cache = (
+            Cache(layers=batch.layers) if batch.layers else Cache(layer_class_to_replicate=_Layer)
+        )
+        logits = (
+            self.model(
+                input_ids=batch.last,
+                attention_mask=batch.mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )  # (rows, vocabulary)
         chosen = logits.argmax(-1)
         for i, row in enumerate(batch.rows):
             if row.sampling.sample or row.sampling.repetition_penalty != 1.0:
-                chosen[i], logits[i] = row.choose(logits[i])
+                chosen[i], logits[i] = choose(row, logits[i])
         logprobs = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
         going = []
         for i, (row, id) in enumerate(zip(batch.rows, chosen.tolist(), strict=True)):
@@ -362,3 +241,28 @@ class Engine:
                 going.append(i)
         batch = _Batch(batch.rows, cache.layers, batch.mask, chosen[:, None])
         return batch if len(going) == len(batch.rows) else batch.keep(going) if going else None
+
+
+def choose(row: Generation, logits: Tensor) -> tuple[int, Tensor]:
+    """The next token by the request's sampling, and the logits that it was drawn from."""
+    how = row.sampling
+    if how.repetition_penalty != 1.0:
+        ids = torch.tensor(row.prompt + [token.id for token in row.tokens], device=logits.device)
+        seen = logits[ids]
+        penalised = torch.where(
+            seen < 0, seen * how.repetition_penalty, seen / how.repetition_penalty
+        )
+        logits = logits.scatter(0, ids, penalised)
+    if not how.sample:
+        return int(logits.argmax()), logits
+    logits = logits / how.temperature
+    if how.top_k is not None and how.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(how.top_k).values[-1], -torch.inf)
+    if how.top_p is not None:
+        ranked, order = logits.softmax(-1).sort(descending=True, stable=True)
+        beyond = ranked.cumsum(-1) - ranked >= how.top_p  # the first token always stays
+        logits = logits.index_fill(0, order[beyond], -torch.inf)
+    # Of the seed and the token's place alone, and so the same in any company.
+    random = torch.Generator().manual_seed(hash((how.seed, len(row.tokens))) % 2**63)
+    drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=random)
+    return int(drawn), logits

@@ -12,15 +12,15 @@ import asyncio
 import contextlib
 import json
 import os
-import random
+import secrets
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import uvicorn
 from jinja2 import TemplateError
@@ -31,7 +31,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from stages.deploy.engine import End, Engine, Event, Failure, Generation, Sampling, Token
+from stages.deploy.generation import End, Event, Failure, Generation, Sampling, Token
+
+if TYPE_CHECKING:
+    from stages.deploy.engine import Engine
 
 MAX_STOP_SEQUENCES = 4
 MAX_PAYLOAD_BYTES = 2_000_000
@@ -114,7 +117,7 @@ class ChatRequest(BaseModel):
     response_format: Any = None
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """What the client is told instead of an answer."""
 
     def __init__(self, status: int, error_type: str, message: str) -> None:
@@ -123,12 +126,12 @@ class Refusal(Exception):
         self.error_type = error_type
 
 
-def invalid(message: str) -> Refusal:
-    return Refusal(422, "validation", f"Input validation error: {message}")
+def invalid(message: str) -> RefusalError:
+    return RefusalError(422, "validation", f"Input validation error: {message}")
 
 
-def failed(reason: str) -> Refusal:
-    return Refusal(424, "generation", f"Request failed during generation: {reason}")
+def failed(reason: str) -> RefusalError:
+    return RefusalError(424, "generation", f"Request failed during generation: {reason}")
 
 
 def checked(p: Parameters) -> tuple[Sampling, tuple[str, ...]]:
@@ -165,7 +168,7 @@ def checked(p: Parameters) -> tuple[Sampling, tuple[str, ...]]:
         top_k=p.top_k,
         top_p=p.top_p,
         repetition_penalty=p.repetition_penalty or 1.0,
-        seed=random.getrandbits(63) if p.seed is None else p.seed,
+        seed=secrets.randbits(63) if p.seed is None else p.seed,
     )
     return sampling, stop
 
@@ -215,7 +218,7 @@ class Service:
         self.names = names
         self.limits = limits
         self.template = template
-        self.engines: dict[str, Engine] = {}
+        self.engines: dict[str, "Engine"] = {}
         self.num_requests = 0
 
     @property
@@ -224,20 +227,22 @@ class Service:
             engine.alive for engine in self.engines.values()
         )
 
-    def engine(self, name: str) -> Engine:
+    def engine(self, name: str) -> "Engine":
         if not self.ready:
-            raise Refusal(503, "healthcheck", "unhealthy")
+            raise RefusalError(503, "healthcheck", "unhealthy")
         if name == "tgi":
             name = self.default
         if name not in self.engines:
             known = ", ".join(self.names)
-            raise Refusal(404, "not_found", f"model {name!r} does not exist here: one of {known}")
+            raise RefusalError(
+                404, "not_found", f"model {name!r} does not exist here: one of {known}"
+            )
         return self.engines[name]
 
     @contextlib.asynccontextmanager
     async def generating(
         self,
-        engine: Engine,
+        engine: "Engine",
         prompt: str,
         parameters: Parameters,
         default_new_tokens: int,
@@ -247,7 +252,7 @@ class Service:
     ) -> AsyncIterator["Running"]:
         """A slot, and a request of it in the engine; leaving frees both at once."""
         if self.num_requests >= self.limits.max_concurrent_requests:
-            raise Refusal(429, "overloaded", "Model is overloaded")
+            raise RefusalError(429, "overloaded", "Model is overloaded")
         self.num_requests += 1
         generation = None
         try:
@@ -281,7 +286,7 @@ class Service:
                 engine.cancel(generation)
 
     def _encode(
-        self, engine: Engine, prompt: str, truncate: int | None, special_tokens: bool
+        self, engine: "Engine", prompt: str, truncate: int | None, special_tokens: bool
     ) -> list[int]:
         if not prompt:
             raise invalid("`inputs` cannot be empty")
@@ -293,7 +298,7 @@ class Service:
         ids = engine.tokenizer(prompt, add_special_tokens=special_tokens)["input_ids"]
         return list(ids[-truncate:] if truncate else ids)
 
-    def chat_prompt(self, engine: Engine, chat: ChatRequest) -> str:
+    def chat_prompt(self, engine: "Engine", chat: ChatRequest) -> str:
         turns = []
         for message in chat.messages:
             parts = [Part(type="text", text=message.content)]
@@ -313,7 +318,7 @@ class Service:
             )
         except (TemplateError, ValueError) as error:
             said = " ".join(str(error).split())[:300]
-            raise Refusal(422, "template_error", f"Template error: {said}") from None
+            raise RefusalError(422, "template_error", f"Template error: {said}") from None
 
 
 class Running(NamedTuple):
@@ -333,21 +338,21 @@ class Running(NamedTuple):
 
     async def end(self) -> End:
         """The end of the generation, whatever comes before it."""
-        return [end async for _, end in self.tokens() if end][0]
+        return await anext(end async for _, end in self.tokens() if end)
 
 
-async def unless_left(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+async def unless_left(request: Request, answer: Awaitable[T]) -> T:
     """The answer; a refusal that nobody reads if the client leaves before it."""
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    leaving, answering = asyncio.create_task(disconnected()), asyncio.create_task(answer)
+    leaving, answering = asyncio.ensure_future(disconnected()), asyncio.ensure_future(answer)
     try:
         await asyncio.wait({leaving, answering}, return_when=asyncio.FIRST_COMPLETED)
         if not answering.done():
-            raise Refusal(499, "incomplete_generation", "the client left")
+            raise RefusalError(499, "incomplete_generation", "the client left")
         return answering.result()
     finally:
         leaving.cancel()
@@ -420,7 +425,9 @@ async def generate(request: Request) -> Response:
         )
         prefix = asked.inputs if p.return_full_text else ""
         if stream:
-            return await streamed(request, slot.pop_all(), tgi_events(running, prefix, bool(p.details)))
+            return await streamed(
+                request, slot.pop_all(), tgi_events(running, prefix, bool(p.details))
+            )
         end = await unless_left(request, running.end())
         answer: dict[str, Any] = {"generated_text": prefix + end.text}
         if p.details:
@@ -460,7 +467,7 @@ async def tgi_events(running: Running, prefix: str, details: bool) -> AsyncGener
                     else None,
                 }
             )
-    except Refusal as refusal:
+    except RefusalError as refusal:
         if not index:
             raise
         yield event({"error": str(refusal), "error_type": refusal.error_type})
@@ -495,7 +502,7 @@ async def info(request: Request) -> Response:
 async def health(request: Request) -> Response:
     service: Service = request.app.state.service
     if not service.ready:
-        raise Refusal(503, "healthcheck", "unhealthy")
+        raise RefusalError(503, "healthcheck", "unhealthy")
     return Response()
 
 
@@ -519,7 +526,7 @@ async def chat_completions(request: Request) -> Response:
             )
         )
         common = {
-            "id": f"chatcmpl-{random.getrandbits(64):016x}",
+            "id": f"chatcmpl-{secrets.randbits(64):016x}",
             "created": int(time.time()),
             "model": service.default if chat.model == "tgi" else chat.model,
             "system_fingerprint": "docent-embedded",
@@ -582,7 +589,7 @@ async def chat_events(
                 sent, begun = max(sent, safe), True
             if end and usage:
                 yield event({**common, "choices": [], "usage": usage_json(running, end)})
-    except Refusal as refusal:
+    except RefusalError as refusal:
         if not begun:
             raise
         yield event(openai_error(refusal))
@@ -614,7 +621,9 @@ async def body(request: Request, schema: type[Any]) -> Any:
     async for part in request.stream():
         data += part
         if len(data) > MAX_PAYLOAD_BYTES:
-            raise Refusal(413, "validation", f"payload is larger than {MAX_PAYLOAD_BYTES} bytes")
+            raise RefusalError(
+                413, "validation", f"payload is larger than {MAX_PAYLOAD_BYTES} bytes"
+            )
     try:
         return schema.model_validate_json(bytes(data))
     except ValidationError as error:
@@ -623,7 +632,7 @@ async def body(request: Request, schema: type[Any]) -> Any:
         raise invalid(f"{where + ': ' if where else ''}{first['msg']}") from None
 
 
-def openai_error(refusal: Refusal) -> dict[str, Any]:
+def openai_error(refusal: RefusalError) -> dict[str, Any]:
     return {
         "error": {
             "message": str(refusal),
@@ -635,7 +644,7 @@ def openai_error(refusal: Refusal) -> dict[str, Any]:
 
 
 async def refused(request: Request, refusal: Exception) -> Response:
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, RefusalError)
     told = {"error": str(refusal), "error_type": refusal.error_type}
     if request.url.path.startswith("/v1/"):
         told = openai_error(refusal)
@@ -653,7 +662,7 @@ def app(service: Service) -> Starlette:
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/models", models),
     ]
-    served = Starlette(routes=routes, exception_handlers={Refusal: refused})
+    served = Starlette(routes=routes, exception_handlers={RefusalError: refused})
     served.state.service = service
     return served
 
@@ -717,6 +726,8 @@ def main(arguments: list[str]) -> int:
     def load() -> None:
         nonlocal failed_to_load
         try:
+            from stages.deploy.engine import Engine  # seconds long: the port is open by then
+
             for name, path in paths.items():
                 service.engines[name] = Engine(
                     path, dtype=args.dtype, device=args.device, max_batch_size=args.max_batch_size

@@ -1,14 +1,63 @@
 """From a Config and a model section to the one YAML that Axolotl trains by."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field
 
+from stages.core import config
 from stages.core import model as base
 from stages.core.errors import PipelineError
-from stages.finetune.config import Config, Lora
+
+
+class Training(config.Base):
+    python: str
+    """Command that starts Python in the model environment, where Axolotl runs."""
+    num_processes: Annotated[int, Field(ge=1)]
+    """Training processes: one per GPU, or gloo processes that share the cores of a CPU."""
+    deepspeed: Literal["zero1", "zero2", "zero3"] | None
+    """DeepSpeed's ZeRO stage (zero1, zero2 or zero3), or null to train without DeepSpeed."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak learning rate of the instruction tuning."""
+    num_epochs: Annotated[float, Field(gt=0)]
+    """Passes over the training examples."""
+    micro_batch_size: Annotated[int, Field(ge=1)]
+    """Examples that one process trains on at once."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)]
+    """Micro-batches whose gradients are summed for one step of the optimizer."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the steps in which the learning rate rises from zero to its peak."""
+    save_steps: Annotated[int, Field(ge=1)] | None
+    """Steps between checkpoints that an interrupted training resumes from; null makes none."""
+    max_reject_rate: Annotated[float, Field(ge=0, le=1)]
+    """Largest share of examples that may exceed the context before the stage fails."""
+    seed: int
+    """Seed of the random weights, of adapters and of the order of the examples."""
+    axolotl: dict[str, Any]
+    """Any other keys of Axolotl's own YAML, passed through untouched."""
+
+
+class Full(Training):
+    """All weights are trained."""
+
+    kind: Literal["full"]
+
+
+class Lora(Training):
+    """A low-rank adapter is trained, and merged into the weights at the end."""
+
+    kind: Literal["lora"]
+    lora_r: Annotated[int, Field(ge=1)]
+    """Rank of the LoRA adapter."""
+    lora_alpha: Annotated[float, Field(gt=0)]
+    """Scale of the LoRA adapter's contribution, before it is divided by the rank."""
+
+
+Config = Annotated[Full | Lora, Field(discriminator="kind")]
 
 PLUGIN = "docent_axolotl.Plugin"
+PRETRAINING_BATCH_SIZE = 2
+"""Sequences a step; the documents are few, and small steps learn most from each pass."""
 
 
 def tuning(cfg: Config, model: base.Config, has_validation: bool) -> dict[str, Any]:
@@ -105,7 +154,7 @@ def pretraining(cfg: Config, model: base.Scratch) -> dict[str, Any]:
         "datasets": [{"path": "./documents.jsonl", "ds_type": "json", "type": "completion"}],
         "output_dir": "./base",
         "num_epochs": model.pretrain_epochs,
-        "micro_batch_size": 2,
+        "micro_batch_size": PRETRAINING_BATCH_SIZE,
         "gradient_accumulation_steps": 1,
         "learning_rate": model.pretrain_learning_rate,
         "warmup_ratio": 0.05,

@@ -1,14 +1,19 @@
-"""From the train documents to an untrained model folder: BPE tokenizer, chat template, config."""
+"""From the train documents to the base: a tokenizer, random weights, a short pretraining."""
 
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import filelock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from stages.core import store
+from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.core.model import Scratch
+from stages.core.records import identify
+from stages.finetune import recipe, trainer
 
 END, PAD = "<|end|>", "<|pad|>"
 SPECIAL = (PAD, END, "<|system|>", "<|user|>", "<|assistant|>")
@@ -21,8 +26,68 @@ TEMPLATE = (
 """ChatML with one token for each end of a turn: a small model's context is short."""
 
 
-def build(model: Scratch, texts: Sequence[str], folder: Path) -> None:
-    """A Hugging Face model folder without weights: Axolotl draws them (`reinit_weights`)."""
+def base(cfg: recipe.Config, model: Scratch, texts: Sequence[str], folder: Path) -> float:
+    """Put the base of these texts into a folder; its last loss on them, in nats per token.
+
+    Kept in .cache/models/base/<key>, so that a sweep of the tuning builds it once.
+    """
+    architecture(model, model.vocab_size)
+    rendered = recipe.render(recipe.pretraining(cfg, model))
+    versions = [store.digest(path) for path in (Path(__file__), *sorted(requirements()))]
+    key = identify(model.model_dump(), rendered, list(texts), versions)
+    kept = store.cache("models", "base", key)
+    with filelock.FileLock(kept.with_name(f"{key}.lock")):
+        if not kept.exists():
+            made = kept.with_name(f".{key}.{os.getpid()}")
+            shutil.rmtree(made, ignore_errors=True)
+            try:
+                pretrain(cfg, model, texts, rendered, made)
+                sync(made)
+                made.rename(kept)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(kept / "model", folder)
+    return float(store.read_json(kept / "loss.json"))
+
+
+def pretrain(
+    cfg: recipe.Config, model: Scratch, texts: Sequence[str], rendered: str, made: Path
+) -> None:
+    """Write made/model and made/loss.json, in a folder of scratch files that is removed."""
+    work = made / "work"
+    untrained(model, texts, work / "random")
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    store.write_text(work / "documents.jsonl", "".join(lines))
+    store.write_text(work / "axolotl.yaml", rendered)
+    progress.note(f"pretraining a base on {len(texts)} documents; Axolotl starts in 30 s")
+    report = trainer.axolotl(
+        cfg.python,
+        work / "axolotl.yaml",
+        work,
+        "base",
+        {"output_dir": work / "base", "dataset_prepared_path": work / "prepared"},
+        prefix="base_",
+    )
+    trainer.collect(work / "base", made / "model")
+    store.write_json(made / "loss.json", report.final("loss"))
+    shutil.rmtree(work)
+
+
+def requirements() -> Iterator[Path]:
+    """What else shapes the weights: the plugin, and the versions of the model environment."""
+    yield from trainer.ENVIRONMENT.glob("*.py")
+    yield from store.root().glob("requirements/model.txt")
+
+
+def sync(folder: Path) -> None:
+    """See a folder's files onto the disk before it gets its name."""
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def untrained(model: Scratch, texts: Sequence[str], folder: Path) -> None:
+    """Write a Hugging Face model folder without weights: Axolotl draws them (`reinit_weights`)."""
     tokenizer = tokenize(texts, model.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -60,7 +125,7 @@ def architecture(model: Scratch, vocab_size: int) -> dict[str, object]:
     if model.hidden_size % (2 * model.num_heads):
         raise PipelineError(
             f"model.num_heads: {model.num_heads}: expected a divisor of model.hidden_size "
-            f"({model.hidden_size}) that leaves heads of even width (rotary positions come in pairs)"
+            f"({model.hidden_size}) that leaves heads of even width"
         )
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -81,9 +146,3 @@ def architecture(model: Scratch, vocab_size: int) -> dict[str, object]:
         "initializer_range": 0.02,
         "rms_norm_eps": 1e-5,
     }
-
-
-def write_texts(texts: Sequence[str], path: Path) -> None:
-    """The corpus of the continued pretraining, as Axolotl's `completion` reads it."""
-    lines = (json.dumps({"text": text + END}, ensure_ascii=False) + "\n" for text in texts)
-    store.write_text(path, "".join(lines))

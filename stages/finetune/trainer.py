@@ -1,4 +1,4 @@
-"""From a rendered YAML to a trained folder: launch Axolotl, follow its report, name its failure."""
+"""From a rendered YAML to a trained folder: launch Axolotl, hear its report, name its failure."""
 
 import contextlib
 import ctypes
@@ -11,58 +11,99 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from stages.core import store
+from stages.core import progress, store
 from stages.core.errors import PipelineError
 
 ENVIRONMENT = Path(__file__).with_name("environment")
 """What runs in the model environment: the Axolotl plugin."""
 
-Row = dict[str, Any]
+
+@dataclass
+class Report:
+    """What the plugin has told about one training."""
+
+    num_parameters: int = 0
+    num_examples: int = 0
+    """Examples that were trained on, after Axolotl has dropped what is too long."""
+    too_long: dict[str, int] = field(default_factory=dict)
+    """Tokens of each example that exceeds the context, by its id."""
+    steps: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Figures by step; a resumed training tells some steps twice."""
+    total: int = 0
+    error: str = ""
+
+    def hear(self, row: dict[str, Any]) -> None:
+        if "error" in row:
+            self.error = row["error"]
+        elif "id" in row:
+            self.too_long[row["id"]] = row["num_tokens"]
+        elif "step" in row:
+            self.total = row["total"]
+            figures = {name: row[name] for name in FIGURES if name in row}
+            self.steps.setdefault(row["step"], {}).update(figures)
+        else:
+            self.num_parameters = row["num_parameters"]
+            self.num_examples = row["num_examples"]
+
+    def final(self, name: str) -> float:
+        """The mean of a figure over the last tenth of the steps; of its last value if none."""
+        told = [(step, row[name]) for step, row in sorted(self.steps.items()) if name in row]
+        last = [value for step, value in told if step > 0.9 * self.total] or [told[-1][1]]
+        return sum(last) / len(last)
 
 
 def axolotl(
     python: str,
     recipe: Path,
-    log: Path,
-    heard: Callable[[Row], None],
+    work: Path,
+    name: str,
+    places: Mapping[str, Path],
     *,
+    module: str = "axolotl.cli.train",
     num_processes: int = 1,
     offline: bool = True,
-    **overrides: Path,
-) -> None:
-    """Train by a YAML, in its folder; rows of the plugin's report go to `heard` as they come.
+    prefix: str = "",
+) -> Report:
+    """Run Axolotl on a YAML, in the YAML's folder, and show its steps; what it told.
 
-    The overrides replace keys of the YAML whose values are places on this machine.
+    `places` replace keys of the YAML whose values are folders of this machine. `work` survives a
+    failure, with the report in it; the log is .cache/logs/finetune-<name>.log.
     """
+    work.mkdir(parents=True, exist_ok=True)
+    log = store.workspace("logs", f"finetune-{name}.log")
     arguments = [
         *interpreter(python),
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)),
-        *("-m", "axolotl.cli.train", recipe.name),
-        *(f"--{key.replace('_', '-')}={path}" for key, path in sorted(overrides.items())),
+        *("-m", module, recipe.name),
+        *(f"--{key}={path}" for key, path in sorted(places.items())),
     ]
-    report = log.with_suffix(".report.jsonl")
-    report.write_text("")
-    rows = Rows(report)
-    errors: list[str] = []
+    environment = os.environ | variables(num_processes, offline)
+    environment["DOCENT_REPORT"] = str(work / f"{name}.jsonl")
+    environment["HF_DATASETS_CACHE"] = str(work / "datasets")
+    rows, report = Rows(work / f"{name}.jsonl"), Report()
 
-    def hear() -> None:
+    def tick() -> None:
         for row in rows.new():
-            if "error" in row:
-                errors.append(row["error"])
-            else:
-                heard(row)
+            report.hear(row)
+            if "step" in row and "loss" in row:
+                figures = {prefix + key: row[key] for key in FIGURES if key in row}
+                progress.step(row["step"], row["total"], "steps", **figures)
 
-    environment = os.environ | variables(num_processes, offline) | {"DOCENT_REPORT": str(report)}
-    code = watch(arguments, recipe.parent, environment, log, hear)
+    code = watch(arguments, recipe.parent, environment, log, tick)
     if code != 0:
-        said = errors[0] if errors else decisive(log.read_text(errors="replace"))
-        raise PipelineError(f"Axolotl failed: {said} (log: {log})")
+        said = report.error or decisive(log.read_text(errors="replace"))
+        raise PipelineError(f"Axolotl failed: {said} (log: {log.relative_to(Path.cwd())})")
+    return report
+
+
+FIGURES = ("loss", "eval_loss", "learning_rate", "tokens")
 
 
 def interpreter(python: str) -> list[str]:
@@ -160,7 +201,9 @@ class Rows:
         self.path = path
         self.position = 0
 
-    def new(self) -> Iterator[Row]:
+    def new(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
         with self.path.open("rb") as file:
             file.seek(self.position)
             for line in file:
@@ -171,7 +214,8 @@ class Rows:
 
 
 TRACEBACK = re.compile(
-    r"^(?:\[rank\d+\]: ?)?Traceback \(most recent call last\):$.*?^(?:\[rank\d+\]: ?)?(?P<said>[^\s\[].*?)"
+    r"^(?:\[rank\d+\]: ?)?Traceback \(most recent call last\):$"
+    r".*?^(?:\[rank\d+\]: ?)?(?P<said>[^\s\[].*?)"
     r"(?=^\s*$|^\[|^[WEI]\d{4} |^Traceback|\Z)",
     re.MULTILINE | re.DOTALL,
 )
@@ -188,3 +232,28 @@ def decisive(log: str) -> str:
         return own[-1][:500]
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return lines[-1][:500] if lines else "it said nothing"
+
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
+"""What of a trainer's folder is the model; its logs, cards and states vary between equal runs."""
+
+
+def collect(trained: Path, folder: Path) -> None:
+    """Copy the model out of a trainer's folder."""
+    files = sorted({file for pattern in MODEL_FILES for file in trained.glob(pattern)})
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise PipelineError(f"{trained}: Axolotl ended well but left no *.safetensors there")
+    folder.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)

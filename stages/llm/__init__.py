@@ -69,15 +69,15 @@ class OpenAI(config.Base):
 Config = Annotated[Outline | OpenAI, Field(discriminator="kind")]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The endpoint will never answer this request (400, 422, …): the row's fault, not the run's."""
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Another call ended the run."""
 
 
-class _NotAReply(Exception):
+class _NotAReplyError(Exception):
     """The endpoint answered 200 with something that is no chat completion."""
 
 
@@ -115,7 +115,10 @@ def open(cfg: Config) -> Iterator["Teacher"]:
         case Outline():
             settings = _Settings(
                 client=_client(
-                    "http://outline.invalid/v1", "none", 60, httpx2.Client(transport=outline.Transport())
+                    "http://outline.invalid/v1",
+                    "none",
+                    60,
+                    httpx2.Client(transport=outline.Transport()),
                 ),
                 origin={"endpoint": "outline", "version": outline.version()},
                 body={"model": "outline"},
@@ -129,8 +132,8 @@ def open(cfg: Config) -> Iterator["Teacher"]:
             api_key = os.environ.get(cfg.api_key_env, "")
             if not api_key:
                 raise PipelineError(
-                    f"teacher.api_key_env: the environment variable {cfg.api_key_env!r} is not set: "
-                    f"export it, or take the embedded teacher with teacher=outline"
+                    f"teacher.api_key_env: no environment variable {cfg.api_key_env!r} is set: "
+                    "export it, or take the embedded teacher with teacher=outline"
                 )
             sampling = {"temperature": cfg.temperature, "max_tokens": cfg.max_tokens}
             settings = _Settings(
@@ -190,7 +193,7 @@ class Teacher:
     def complete(self, messages: Sequence[Message], schema: dict[str, Any] | None) -> Reply:
         """The reply to the messages, as JSON of the schema where one is given.
 
-        Refused where the endpoint rejects this request; PipelineError where it rejects every one
+        RefusedError where the endpoint rejects this request; PipelineError where it rejects every one
         or stays away for all attempts.
         """
         body: dict[str, Any] = {
@@ -247,7 +250,7 @@ class Teacher:
                 return work(row)
             except BaseException as error:
                 with self._lock:
-                    if self._failure is None and not isinstance(error, _Stopped):
+                    if self._failure is None and not isinstance(error, _StoppedError):
                         self._failure = error
                 self._stop.set()
                 raise
@@ -258,7 +261,7 @@ class Teacher:
                 for future in futures:
                     try:
                         yield future.result()
-                    except _Stopped:
+                    except _StoppedError:
                         assert self._failure is not None
                         raise self._failure from None
             finally:
@@ -276,21 +279,24 @@ class Teacher:
             stop=tenacity.stop_after_attempt(retries.max_attempts),
             wait=lambda state: _pause(state, retries),
             retry=tenacity.retry_if_exception(_passes),
-            sleep=self._stop.wait,  # a wait of minutes ends when another call ends the run
+            sleep=self._sleep,
             reraise=True,
         )
         try:
             return attempts(self._call, body)
         except openai.APIStatusError as error:
             if error.status_code in (400, 413, 422):
-                raise Refused(f"{error.status_code}: {_one_line(error.message)}") from None
+                raise RefusedError(f"{error.status_code}: {_one_line(error.message)}") from None
             raise self._failed(error.status_code, error.message) from None
-        except (openai.APIError, _NotAReply) as error:
+        except (openai.APIError, _NotAReplyError) as error:
             raise self._failed(type(error).__name__, str(error)) from None
+
+    def _sleep(self, seconds: float) -> None:
+        self._stop.wait(seconds)  # a wait of minutes ends when another call ends the run
 
     def _call(self, body: dict[str, Any]) -> ledger.Entry:
         if self._stop.is_set():
-            raise _Stopped
+            raise _StoppedError
         response = self._settings.client.chat.completions.with_raw_response.create(
             messages=body["messages"],
             model=body["model"],
@@ -307,7 +313,7 @@ class Teacher:
                 completion_tokens=int(usage.get("completion_tokens") or 0),
             )
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise _NotAReply(f"no chat completion: {_one_line(response.text)}") from None
+            raise _NotAReplyError(f"no chat completion: {_one_line(response.text)}") from None
 
     def _cost(self, entry: ledger.Entry) -> float:
         prompt, completion = self._settings.prices
@@ -342,7 +348,9 @@ def _passes(error: BaseException) -> bool:
     if isinstance(error, openai.APIStatusError):
         spent = error.code == "insufficient_quota"
         return not spent and (error.status_code in (408, 409, 429) or error.status_code >= 500)
-    return isinstance(error, openai.APIConnectionError | _NotAReply)  # a timeout is one of them
+    return isinstance(
+        error, openai.APIConnectionError | _NotAReplyError
+    )  # a timeout is one of them
 
 
 def _pause(state: tenacity.RetryCallState, retries: _Retries) -> float:
@@ -354,7 +362,7 @@ def _pause(state: tenacity.RetryCallState, retries: _Retries) -> float:
         if asked is not None:
             return min(asked, retries.cap_s)
     ceiling = retries.backoff_s * 2.0 ** (state.attempt_number - 1)
-    return random.uniform(0, min(ceiling, retries.cap_s))
+    return random.uniform(0, min(ceiling, retries.cap_s))  # noqa: S311
 
 
 def _retry_after(header: str) -> float | None:

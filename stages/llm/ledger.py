@@ -21,7 +21,7 @@ class Entry:
 
 
 def key(request: dict[str, Any]) -> str:
-    """The SHA-256 of everything that decides a reply: endpoint, model, messages, sampling, schema."""
+    """The SHA-256 of all that decides a reply: endpoint, model, messages, sampling, schema."""
     canonical = json.dumps(request, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from axolotl.integrations.base import BasePlugin
-from transformers import TrainerCallback, set_seed
+import torch  # type: ignore[import-not-found]
+from axolotl.integrations.base import BasePlugin  # type: ignore[import-not-found]
+from transformers import TrainerCallback, set_seed  # type: ignore[import-not-found]
 
 LORA_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
@@ -55,8 +55,8 @@ class Plugin(BasePlugin):  # type: ignore[misc]
         (dataset,) = cfg.datasets
         if dataset["type"] != "chat_template" or os.environ.get("RANK", "0") != "0":
             return
-        from axolotl.loaders import load_tokenizer
-        from axolotl.utils.chat_templates import get_chat_template_from_config
+        from axolotl.loaders import load_tokenizer  # type: ignore[import-not-found]
+        from axolotl.utils.chat_templates import get_chat_template_from_config  # type: ignore[import-not-found]
 
         tokenizer = load_tokenizer(cfg)
         template = get_chat_template_from_config(cfg, dataset, tokenizer)
@@ -77,8 +77,7 @@ class Plugin(BasePlugin):  # type: ignore[misc]
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
         # Axolotl turns sampling on in the saved generation config; the model's own is kept.
-        self.generation_config = getattr(model, "generation_config", None)
-        self.generation = self.generation_config and self.generation_config.to_dict()
+        self.do_sample = model.generation_config.do_sample
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
@@ -89,8 +88,7 @@ class Plugin(BasePlugin):  # type: ignore[misc]
         bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
         if bad:
             fail(f"the trained weights are not finite (first: {bad[0]}): lower the learning rate")
-        if self.generation:
-            self.generation_config.update(**self.generation)
+        model.generation_config.do_sample = self.do_sample
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
@@ -122,7 +120,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
 def refuse_unknown_keys(cfg: Any) -> None:
     """Axolotl drops a key that it does not know without a word; a typo would be trained past."""
-    from axolotl.utils.schemas.config import AxolotlInputConfig
+    from axolotl.utils.schemas.config import AxolotlInputConfig  # type: ignore[import-not-found]
 
     known = set(AxolotlInputConfig.model_fields) | {"axolotl_config_path"}
     for key in sorted(set(cfg) - known):
@@ -144,14 +142,16 @@ def has_bf16() -> bool:
 
 def train_on_cpu(cfg: Any) -> None:
     """Let Accelerate, DeepSpeed and Axolotl use gloo; they assume an accelerator under torchrun."""
-    from accelerate.state import DistributedType, PartialState
-    from axolotl.loaders.model import ModelLoader
+    from accelerate.state import DistributedType, PartialState  # type: ignore[import-not-found]
+    from axolotl.loaders.model import ModelLoader  # type: ignore[import-not-found]
 
     for key in LORA_KERNELS:  # Triton: on by default, and they need CUDA
         if cfg.get(key) is None:
             cfg[key] = False
 
     prepare_backend = PartialState._prepare_backend
+    if getattr(prepare_backend, "gloo", False):
+        return  # merge-lora reads its YAML twice
 
     def prepare_gloo(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         backend, kind = prepare_backend(self, *args, **kwargs)
@@ -159,6 +159,7 @@ def train_on_cpu(cfg: Any) -> None:
             return "gloo", DistributedType.MULTI_CPU
         return backend, kind
 
+    prepare_gloo.gloo = True  # type: ignore[attr-defined]
     PartialState._prepare_backend = prepare_gloo
 
     set_device_map = ModelLoader._set_device_map_config
@@ -172,7 +173,7 @@ def train_on_cpu(cfg: Any) -> None:
     ModelLoader._set_device_map_config = leave_device_map
 
     if cfg.get("deepspeed"):
-        import deepspeed.comm
+        import deepspeed.comm  # type: ignore[import-not-found]
 
         init = deepspeed.comm.init_distributed
 

@@ -1,0 +1,184 @@
+"""Fine-tune the base on the training examples: render Axolotl's YAML, launch it, follow it."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from stages.core import model as base
+from stages.core import progress, store
+from stages.core.errors import PipelineError
+from stages.core.records import Assignment, Document, Example, Reject
+from stages.finetune import recipe, scratch, trainer
+from stages.finetune.recipe import Config
+
+__all__ = ["Config", "run"]
+
+
+def run(
+    cfg: Config,
+    model: base.Config,
+    documents: Path,
+    assignment: Path,
+    train: Path,
+    validation: Path,
+    out: Path,
+) -> dict[str, float]:
+    """Write out/model, out/axolotl.yaml, out/curve.csv, and out/base where it is built here.
+
+    The loss figures are means over the last tenth of the steps, in nats per token.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    out = out.absolute()
+    for stale in ("base", "model"):
+        shutil.rmtree(out / stale, ignore_errors=True)
+    examples = list(store.read(train, Example))
+    if not examples:
+        raise PipelineError(
+            f"{train}: no example to train on; see rejects.jsonl beside it for why none was written"
+        )
+    write_chats(examples, out / "train.jsonl")
+    num_validation = write_chats(store.read(validation, Example), out / "validation.jsonl")
+
+    rendered = recipe.tuning(cfg, model, num_validation > 0)
+    store.write_text(out / "axolotl.yaml", recipe.render(rendered))
+
+    metrics: dict[str, float] = {}
+    places: dict[str, Path] = {}
+    if isinstance(model, base.Scratch):
+        metrics["base_loss"] = scratch.base(
+            cfg, model, train_texts(documents, assignment), out / "base"
+        )
+    if isinstance(model, base.Local):
+        places["base_model"] = check_local(model)
+    report = tune(cfg, model, out, places)
+
+    write_curve(report, out / "curve.csv")
+    rejects = [
+        Reject(
+            id=example.id,
+            reason="longer than the context",
+            detail=f"{report.too_long[example.id]} tokens of {model.context_tokens}",
+        )
+        for example in examples
+        if example.id in report.too_long
+    ]
+    store.write(out / "rejects.jsonl", rejects)
+    check_counts(cfg, model, len(examples), len(rejects), report.num_examples)
+    metrics |= {
+        "train_loss": report.final("loss"),
+        "num_steps": report.total,
+        "num_examples": report.num_examples,
+        "num_truncated": len(rejects),
+        "num_parameters": report.num_parameters,
+    }
+    if num_validation:
+        metrics["validation_loss"] = report.final("eval_loss")
+    return metrics
+
+
+def tune(cfg: Config, model: base.Config, out: Path, places: dict[str, Path]) -> trainer.Report:
+    """Train by out/axolotl.yaml, resuming a checkpoint of this very training if there is one."""
+    work = store.cache("training", store.digest(out)[:16])
+    if not cfg.save_steps:
+        shutil.rmtree(work, ignore_errors=True)
+    axolotl = partial(
+        trainer.axolotl,
+        cfg.python,
+        out / "axolotl.yaml",
+        work,
+        offline=not isinstance(model, base.Hub),
+    )
+    trained = work / "model"
+    progress.note("instruction tuning; Axolotl starts in 30 s")
+    report = axolotl(
+        "tune",
+        places | {"output_dir": trained, "dataset_prepared_path": work / "prepared"},
+        num_processes=cfg.num_processes,
+    )
+    if isinstance(cfg, recipe.Lora):
+        progress.note("merging the adapter into the weights")
+        axolotl("merge", places | {"output_dir": trained}, module="axolotl.cli.merge_lora")
+        trained = trained / "merged"
+    trainer.collect(trained, out / "model")
+    shutil.rmtree(work)
+    return report
+
+
+def write_chats(examples: Iterable[Example], path: Path) -> int:
+    """The examples as Axolotl's `chat_template` reads them, ending with the answer; how many."""
+    lines = []
+    for example in examples:
+        turns = [turn.model_dump() for turn in example.messages]
+        if turns[-1]["role"] != "assistant":
+            turns.append({"role": "assistant", "content": example.answer})
+        lines.append(json.dumps({"id": example.id, "messages": turns}, ensure_ascii=False))
+    store.write_text(path, "".join(f"{line}\n" for line in lines))
+    return len(lines)
+
+
+def train_texts(documents: Path, assignment: Path) -> list[str]:
+    """The texts of the documents that are assigned to train, in the order of their ids."""
+    train = {
+        row.document_id for row in store.read(assignment, Assignment) if row.partition == "train"
+    }
+    texts = {row.id: row.text for row in store.read(documents, Document) if row.id in train}
+    if not texts:
+        raise PipelineError(f"{assignment}: no document is assigned to train: add documents")
+    return [texts[id] for id in sorted(texts)]
+
+
+def check_local(model: base.Local) -> Path:
+    """The model's folder, absolute; an error names what it lacks."""
+    folder = store.locate(model.path, "model.path").absolute()
+    config, *tokenizer = ("config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+    for names in ([config], tokenizer, ["*.safetensors"]):
+        if not any(any(folder.glob(name)) for name in names):
+            raise PipelineError(
+                f"model.path: {model.path!r} has no {' or '.join(names)}: expected a folder that "
+                "save_pretrained() of a model and of its tokenizer wrote"
+            )
+    if model.chat_template is None and not has_template(folder):
+        raise PipelineError(
+            f"model.path: the tokenizer in {model.path!r} carries no chat template: "
+            "set model.chat_template"
+        )
+    return folder
+
+
+def has_template(folder: Path) -> bool:
+    settings = folder / "tokenizer_config.json"
+    return any(folder.glob("chat_template*")) or (
+        settings.exists() and "chat_template" in store.read_json(settings)
+    )
+
+
+def write_curve(report: trainer.Report, path: Path) -> None:
+    """The tuning's figures by step; a validation loss holds until the next."""
+    names = ["loss", "learning_rate"]
+    if any("eval_loss" in row for row in report.steps.values()):
+        names.append("eval_loss")
+    lines = [",".join(["step", *names])]
+    known: dict[str, float] = {}
+    for step, row in sorted(report.steps.items()):
+        known |= row
+        if "loss" in row:
+            lines.append(",".join([str(step), *(f"{known[name]:.6g}" for name in names)]))
+    store.write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def check_counts(
+    cfg: Config, model: base.Config, num_given: int, num_rejected: int, num_trained: int
+) -> None:
+    """Every example is trained on or rejected, and not too many are rejected."""
+    if num_given != num_trained + num_rejected:
+        raise PipelineError(
+            f"Axolotl trained on {num_trained} of {num_given} examples, though only {num_rejected} "
+            "exceed the context: a key of finetune.axolotl drops the others; remove it"
+        )
+    if num_rejected > cfg.max_reject_rate * num_given:
+        raise PipelineError(
+            f"finetune.max_reject_rate: {cfg.max_reject_rate}: {num_rejected} of {num_given} "
+            f"examples are longer than model.context_tokens ({model.context_tokens}): raise either"
+        )

@@ -1,0 +1,456 @@
+"""Split: exact spans of any text, limits that hold, ids that last, and mistakes told in a line."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_text_splitters import RecursiveCharacterTextSplitter
+from pydantic import ValidationError
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from stages import split
+from stages.core import config, store
+from stages.core.errors import PipelineError
+from stages.core.model import Hub, Local, Scratch
+from stages.core.records import Chunk, Document, Heading, Reject
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def scratch(tokenizer="cl100k"):
+    return Scratch(
+        kind="scratch",
+        tokenizer=tokenizer,
+        vocab_size=300,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=1,
+        context_tokens=64,
+        pretrain_epochs=1,
+        pretrain_learning_rate=1e-3,
+    )
+
+
+def local(folder):
+    return Local(kind="local", path=str(folder), context_tokens=64, chat_template=None)
+
+
+def product(chunk_tokens, overlap_tokens=0):
+    return split.Product(chunk_tokens=chunk_tokens, overlap_tokens=overlap_tokens)
+
+
+def settings_of(method="recursive", retrieval=(40, 8), training=(16, 0), max_reject_rate=0.5):
+    return split.Config(
+        method=method,
+        retrieval=product(*retrieval),
+        training=product(*training),
+        max_reject_rate=max_reject_rate,
+    )
+
+
+COUNT = split.counter(scratch())
+
+
+def document(text, id="d", url="https://x.org/p"):
+    """A document whose headings are its lines that begin with #."""
+    headings = []
+    for match in re.finditer(r"^(#{1,6}) (.+)$", text, re.MULTILINE):
+        start = len(text[: match.start()].encode())
+        anchor = f"a{len(headings)}"
+        headings.append(Heading(start=start, level=len(match[1]), title=match[2], anchor=anchor))
+    return Document(id=id, url=url, title="T", text=text, source="s", headings=tuple(headings))
+
+
+def chunks_of(text, chunk_tokens=40, overlap_tokens=0, method="recursive", name="retrieval"):
+    splitter = split.Splitter(product(chunk_tokens, overlap_tokens), COUNT)
+    return split.split(document(text), name, splitter, method)
+
+
+# Any Unicode, mixed with what repeats itself: there a search for a chunk's text goes wrong.
+WORDS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12),
+    st.sampled_from(
+        ["a", "ab", "naïve", "汉字汉字", "😀", "e\u0301", "12345", "<|endoftext|>", "x" * 90]
+    ),
+)
+BLANKS = st.sampled_from([" ", "  ", "\n", "\n\n", "\n\n\n", "\t", "\u2003", "\u2028", ""])
+LINES = st.sampled_from(["\n\n# One\n\n", "\n## Two é\n", "\n### Three\n\n", "\n- ", "\n```\n"])
+TEXTS = st.lists(st.one_of(WORDS, BLANKS, BLANKS, LINES), max_size=60).map("".join)
+REPEATED = st.builds(lambda part, times: part * times, TEXTS, st.integers(1, 6))
+MARKDOWN = st.one_of(TEXTS, REPEATED).filter(str.strip)
+METHODS = st.sampled_from(["recursive", "markdown"])
+LIMITS = st.sampled_from([8, 9, 12, 16, 40, 100, 900])
+
+
+@settings(deadline=None, max_examples=250)
+@given(MARKDOWN, METHODS, LIMITS, st.sampled_from([0, 0.1, 0.5, 0.9]))
+def test_chunks_are_exact_spans_within_the_limit_that_hold_every_character(
+    text, method, limit, share
+):
+    chunks = chunks_of(text, limit, int(limit * share), method)
+    data = text.encode()
+    held = bytearray(len(data))
+    for chunk in chunks:
+        assert data[chunk.start : chunk.end] == chunk.text.encode()
+        assert chunk.text == chunk.text.strip() != ""
+        assert chunk.num_tokens == COUNT(chunk.text) <= limit
+        held[chunk.start : chunk.end] = b"\1" * (chunk.end - chunk.start)
+    left_out = bytes(byte for byte, kept in zip(data, held, strict=True) if not kept)
+    assert not left_out.decode().strip()
+    assert len({chunk.id for chunk in chunks}) == len(chunks)
+    starts, ends = [c.start for c in chunks], [c.end for c in chunks]
+    assert starts == sorted(starts) and ends == sorted(set(ends))
+    if share == 0:
+        assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "b", "word", "long-word", "x1"]), min_size=1, max_size=200),
+    st.sampled_from([" ", "\n", "\n\n"]),
+    st.sampled_from([(8, 0), (8, 4), (20, 5), (40, 39)]),
+)
+def test_chunks_are_those_of_langchain(words, blank, sizes):
+    text = blank.join(words)
+    theirs = RecursiveCharacterTextSplitter(
+        chunk_size=sizes[0], chunk_overlap=sizes[1], length_function=COUNT
+    ).split_text(text)
+    if max(map(COUNT, theirs)) <= sizes[0]:
+        assert [chunk.text for chunk in chunks_of(text, *sizes)] == theirs
+
+
+@pytest.mark.parametrize("overlap", [0, 20])
+def test_text_that_repeats_itself_is_covered_to_its_end(overlap):
+    text = "tick tock " * 200
+    chunks = chunks_of(text, 40, overlap)
+    assert chunks[0].start == 0
+    assert chunks[-1].end == len(text.rstrip())
+    gaps = [b.start - a.end for a, b in itertools.pairwise(chunks)]
+    assert max(gaps) <= 1
+    assert (min(gaps) < -20) == (overlap > 0)
+
+
+SECTIONS = st.lists(
+    st.lists(st.sampled_from(["alpha", "beta", "gamma\n", "delta\n\n"]), min_size=1, max_size=40),
+    min_size=2,
+    max_size=6,
+)
+
+
+@settings(deadline=None)
+@given(SECTIONS, st.data())
+def test_by_headings_an_edit_in_one_section_keeps_the_ids_of_all_others(sections, data):
+    def page(sections):
+        bodies = (" ".join(words) for words in sections)
+        return "".join(f"## S{i}\n\n{body}\n\n" for i, body in enumerate(bodies))
+
+    place = data.draw(st.integers(0, len(sections) - 1))
+    edited = [*sections[:place], ["new", *sections[place], "words"], *sections[place + 1 :]]
+
+    def ids(sections):
+        chunks = chunks_of(page(sections), 12, 3, "markdown")
+        found = {}
+        for chunk in chunks:
+            found.setdefault(chunk.heading_path, []).append((chunk.text, chunk.id))
+        return found
+
+    before, after = ids(sections), ids(edited)
+    for path in before:
+        if path != (f"S{place}",):
+            # Equal texts in two sections are told apart by their order in the page.
+            unique = [
+                row
+                for row in before[path]
+                if sum(row[0] == r[0] for p in before.values() for r in p) == 1
+            ]
+            assert set(unique) <= set(after[path])
+
+
+def test_an_edit_at_the_end_keeps_every_id_before_it():
+    paragraphs = [f"Paragraph {n} says something about the number {n}." for n in range(40)]
+    before = chunks_of("\n\n".join(paragraphs), 40, 10)
+    after = chunks_of("\n\n".join([*paragraphs[:-1], "An ending quite unlike it."]), 40, 10)
+    assert [c.id for c in before[:-1]] == [c.id for c in after[: len(before) - 1]]
+    assert before[-1].id not in {c.id for c in after}
+
+
+def test_the_products_and_equal_texts_have_different_ids():
+    text = "\n\n".join(["same words here and there"] * 3)
+    chunks = chunks_of(text, 8)
+    assert len({c.text for c in chunks}) == 1
+    others = chunks_of(text, 8, name="training")
+    assert len({c.id for c in [*chunks, *others]}) == 6
+
+
+PAGE = """\
+intro
+
+# Title
+
+about
+
+## Empty
+
+### Deep
+
+body of deep
+
+## Last
+
+body of last
+"""
+
+
+def test_a_chunk_knows_the_headings_around_its_start_and_the_nearest_anchor():
+    def place_of(words):
+        [chunk] = [chunk for chunk in chunks_of(PAGE, 8) if words in chunk.text]
+        return chunk.heading_path, chunk.url
+
+    assert place_of("intro") == ((), "https://x.org/p")
+    assert place_of("body of deep") == (("Title", "Empty", "Deep"), "https://x.org/p#a2")
+    assert place_of("body of last") == (("Title", "Last"), "https://x.org/p#a3")
+
+
+def test_by_headings_a_section_is_a_chunk_and_a_bare_heading_goes_with_the_next():
+    chunks = chunks_of(PAGE, 900, method="markdown")
+    assert [chunk.text.split("\n")[0] for chunk in chunks] == [
+        "intro",
+        "# Title",
+        "## Empty",
+        "## Last",
+    ]
+    assert chunks[2].heading_path == ("Title", "Empty")
+    assert chunks[2].text.endswith("body of deep")
+
+
+def test_a_heading_without_anchor_leaves_the_one_above_as_the_address():
+    headings = (
+        Heading(start=0, level=1, title="A", anchor="a"),
+        Heading(start=5, level=2, title="B", anchor=""),
+    )
+    page = Document(
+        id="d",
+        url="https://x.org/p#old",
+        title="",
+        text="# A\n\n## B",
+        source="s",
+        headings=headings,
+    )
+    [chunk] = split.split(page, "r", split.Splitter(product(40), COUNT), "recursive")
+    assert chunk.url == "https://x.org/p#a"
+
+
+def test_special_tokens_in_the_text_are_counted_as_text():
+    for tokenizer in ("cl100k", "o200k"):
+        count = split.counter(scratch(tokenizer))
+        assert count("<|endoftext|> and <|fim_prefix|>") > 8
+        assert count("") == 0
+
+
+def test_joined_pieces_that_grow_above_the_limit_are_cut_again():
+    # LangChain adds up the lengths of pieces; this counter charges for every blank in between.
+    def count(text):
+        return len(text) + text.count(" ") * 3
+
+    splitter = split.Splitter(product(10), count)
+    text = "ab cd ef gh ij kl mn op"
+    chunks = split.split(document(text), "r", splitter, "recursive")
+    assert " ".join(chunk.text for chunk in chunks) == text
+    assert all(chunk.num_tokens <= 10 for chunk in chunks)
+
+
+def run(tmp_path, documents, cfg=None, model=None):
+    store.write(tmp_path / "documents.jsonl", documents)
+    out = tmp_path / "out"
+    metrics = split.run(cfg or settings_of(), model or scratch(), tmp_path / "documents.jsonl", out)
+    return metrics, out
+
+
+def test_run_writes_both_products_and_says_how_many(tmp_path):
+    pages = [document(PAGE, id=str(n), url=f"https://x.org/{n}") for n in range(3)]
+    metrics, out = run(tmp_path, pages)
+    retrieval = list(store.read(out / "retrieval.jsonl", Chunk))
+    training = list(store.read(out / "training.jsonl", Chunk))
+    assert metrics["num_documents"] == 3 and metrics["num_rejects"] == 0
+    assert metrics["num_retrieval_chunks"] == len(retrieval) == 3
+    assert metrics["num_training_chunks"] == len(training) > 3
+    assert metrics["mean_retrieval_tokens"] > metrics["mean_training_tokens"]
+    assert metrics["num_hard_cuts"] == 0
+    assert {chunk.document_id for chunk in training} == {"0", "1", "2"}
+
+
+def test_bad_documents_are_counted_rejects(tmp_path):
+    misplaced = Heading(start=1, level=1, title="H", anchor="")
+    pages = [
+        document("fine words", id="1"),
+        document(" \n\u2003\n", id="2"),
+        document("again", id="1"),
+        Document(id="4", url="u", title="", text="é", source="s", headings=(misplaced,)),
+        document("fine as well", id="5"),
+    ]
+    metrics, out = run(tmp_path, pages, settings_of(max_reject_rate=0.6))
+    rejects = list(store.read(out / "rejects.jsonl", Reject))
+    assert [(row.id, row.reason) for row in rejects] == [
+        ("2", "empty"),
+        ("1", "its id stands twice"),
+        ("4", "heading 'H' starts at byte 1, not at a character"),
+    ]
+    assert metrics["num_documents"] == 5 and metrics["num_rejects"] == 3
+    with pytest.raises(PipelineError, match=r"split\.max_reject_rate: 3 of 5 .* more than 50%"):
+        run(tmp_path, pages, settings_of(max_reject_rate=0.5))
+
+
+def test_a_line_of_a_megabyte_is_cut_hard_and_counted(tmp_path):
+    line = "汉字" * 170_000
+    metrics, out = run(
+        tmp_path, [document(line)], settings_of(retrieval=(900, 100), training=(250, 0))
+    )
+    chunks = list(store.read(out / "training.jsonl", Chunk))
+    assert "".join(chunk.text for chunk in chunks) == line
+    assert max(chunk.num_tokens for chunk in chunks) <= 250
+    total = metrics["num_retrieval_chunks"] + metrics["num_training_chunks"]
+    assert metrics["num_hard_cuts"] == total - 2  # the two last chunks end with the text
+
+
+def test_a_missing_file_of_documents_and_an_empty_one_are_told(tmp_path):
+    with pytest.raises(PipelineError, match=r"nowhere\.jsonl: no such file"):
+        split.run(settings_of(), scratch(), tmp_path / "nowhere.jsonl", tmp_path)
+    with pytest.raises(PipelineError, match="no documents to split"):
+        run(tmp_path, [])
+
+
+def test_an_overlap_as_long_as_the_chunk_is_told_with_its_key():
+    params = {"split": settings_of().model_dump()}
+    params["split"]["training"]["overlap_tokens"] = 16
+    with pytest.raises(PipelineError) as told:
+        config.load(params, "split", split.Config)
+    assert "split.training" in str(told.value)
+    assert "expected an overlap_tokens below chunk_tokens" in str(told.value)
+    with pytest.raises(ValidationError):
+        product(7)
+
+
+# --- tokenizers of a local folder and of the hub -------------------------------------------------
+
+
+def bytes_tokenizer(folder, truncate=None):
+    """One token per byte; a real tokenizer.json."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: number for number, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if truncate:
+        tokenizer.enable_truncation(truncate)
+        tokenizer.enable_padding(length=truncate)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_a_local_model_counts_with_its_own_tokenizer_however_it_truncates(tmp_path):
+    bytes_tokenizer(tmp_path / "model", truncate=5)
+    count = split.counter(local(tmp_path / "model"))
+    assert count("twelve bytes") == 12
+    assert count("é") == 2
+    metrics, _ = run(tmp_path, [document("word " * 50)], model=local(tmp_path / "model"))
+    assert 30 <= metrics["mean_retrieval_tokens"] <= 40
+
+
+def test_a_character_longer_than_the_limit_rejects_its_document():
+    splitter = split.Splitter(product(8), lambda text: 9 * text.count("\ufdfa") + len(text))
+    page = document("fine \ufdfa fine")
+    assert max(chunk.num_tokens for chunk in split.split(page, "r", splitter, "recursive")) == 10
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_missing_model_folder_and_a_missing_or_broken_tokenizer_are_told(tmp_path):
+    with pytest.raises(PipelineError) as told:
+        split.counter(local(tmp_path / "nowhere"))
+    assert one_line(told).startswith("model.path: ")
+    with pytest.raises(PipelineError) as told:
+        split.counter(local(tmp_path))
+    assert "has no tokenizer.json; save it there" in one_line(told)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {}}')
+    with pytest.raises(PipelineError) as told:
+        split.counter(local(tmp_path))
+    assert "not a tokenizer" in one_line(told)
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.utils.reset_sessions()
+    yield tmp_path
+    monkeypatch.undo()
+    huggingface_hub.utils.reset_sessions()
+
+
+def hub(id="org/name"):
+    return Hub(kind="hub", id=id, revision="main", context_tokens=64, chat_template=None)
+
+
+def test_a_hub_model_in_the_cache_needs_no_network(hub_cache):
+    folder = hub_cache / "models--org--name"
+    commit = "0" * 40
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    bytes_tokenizer(folder / "snapshots" / commit)
+    assert split.counter(hub())("four") == 4
+
+
+@pytest.mark.parametrize("id", ["org/absent", "not a name"])
+def test_a_hub_model_that_is_not_there_is_told(hub_cache, id):
+    with pytest.raises(PipelineError) as told:
+        split.counter(hub(id))
+    assert one_line(told).startswith(f"model.id: {id!r} at 'main': no tokenizer.json")
+
+
+# --- the same bytes everywhere -----------------------------------------------------------------
+
+
+def test_the_files_are_equal_whatever_the_folder_and_the_hash_seed(tmp_path):
+    """Split and index, each run twice in its own process and folder."""
+    script = """
+import json, sys
+from pathlib import Path
+from pydantic import TypeAdapter
+from stages import index, split
+from stages.core.model import Config as Model
+given = json.loads(sys.stdin.read())
+model = TypeAdapter(Model).validate_python(given["model"])
+cfg = split.Config.model_validate_json(json.dumps(given["split"]))
+split.run(cfg, model, Path("documents.jsonl"), Path("split"))
+cfg = index.Config(kind="lexical", k1=1.5, b=0.75, max_reject_rate=0.5)
+index.run(cfg, Path("split/retrieval.jsonl"), Path("index"))
+"""
+    given = {"model": scratch().model_dump(), "split": settings_of().model_dump()}
+    digests = []
+    for seed in ("1", "271828"):
+        folder = tmp_path / f"folder-{seed}"
+        pages = [
+            document(PAGE + f"\nword{n} and finetune.learning_rate\n", str(n)) for n in range(9)
+        ]
+        store.write(folder / "documents.jsonl", pages)
+        subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=folder,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            input=json.dumps(given),
+            text=True,
+            check=True,
+        )
+        digests.append({path.name: store.digest(path) for path in folder.glob("*/*")})
+    assert digests[0] == digests[1]
+    assert len(digests[0]) >= 8
