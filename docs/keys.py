@@ -45,8 +45,8 @@ def pages() -> dict[str, str]:
     rows = "\n".join(f"| [{name}](keys-{name}.md) | {WHAT[name]} |" for name in sections())
     listed = "\n".join(f"keys-{name}" for name in sections())
     made["index.md"] = (
-        "# Reference of all keys\n\nEvery section of `params.yaml` is a group of `conf/`, and every "
-        "file of the group is one option.\n\n| section | what it is for |\n|---|---|\n"
+        "# Reference of all keys\n\nEvery section of `params.yaml` is a group of `conf/`, and "
+        "every file of the group is one option.\n\n| section | what it is for |\n|---|---|\n"
         f"{rows}\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
     )
     return made
@@ -67,10 +67,13 @@ def _page(section: str, schema: Any) -> str:
         if kind is not None:
             text.append(f"## Keys of {section} where kind is {kind}")
             text.append(" ".join((variant.__doc__ or "").split()))
-        text.append("| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(
-            f"| `{key}` | {kind_of} | {default} | {meaning} |"
-            for key, kind_of, default, meaning in _rows(section, variant, chosen)
-        ))
+        text.append(
+            "| key | type | default | meaning |\n|---|---|---|---|\n"
+            + "\n".join(
+                f"| `{key}` | {kind_of} | {default} | {meaning} |"
+                for key, kind_of, default, meaning in _rows(section, variant, chosen)
+            )
+        )
     return "\n\n".join(text) + "\n"
 
 
@@ -80,13 +83,17 @@ def _rows(prefix: str, schema: Any, options: dict[str, Any]) -> list[tuple[str, 
         if name == "kind":
             continue
         given = {o: v[name] for o, v in options.items() if isinstance(v, dict) and name in v}
-        inner = [a for a in (field.annotation, *typing.get_args(field.annotation)) if _is_section(a)]
+        inner = [
+            a for a in (field.annotation, *typing.get_args(field.annotation)) if _is_section(a)
+        ]
         if inner:
             rows += _rows(f"{prefix}.{name}", inner[0], given)
             continue
         distinct = list(dict.fromkeys(map(_value, given.values())))
-        default = distinct[0] if len(distinct) == 1 else ", ".join(
-            f"{_value(value)} ({option})" for option, value in given.items()
+        default = (
+            distinct[0]
+            if len(distinct) == 1
+            else ", ".join(f"{_value(value)} ({option})" for option, value in given.items())
         )
         meaning = " ".join((field.description or "").split()).replace("|", "or")
         rows.append((f"{prefix}.{name}", _type(field.annotation), default, meaning))
@@ -119,8 +126,15 @@ def _type(annotation: Any) -> str:
         return _type(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (list, tuple):
         return "list of " + _type(typing.get_args(annotation)[0])
-    names = {"str": "text", "int": "integer", "float": "number", "bool": "true or false",
-             "NoneType": "null", "dict": "mapping", "Path": "path"}
+    names = {
+        "str": "text",
+        "int": "integer",
+        "float": "number",
+        "bool": "true or false",
+        "NoneType": "null",
+        "dict": "mapping",
+        "Path": "path",
+    }
     name = getattr(typing.get_origin(annotation) or annotation, "__name__", str(annotation))
     return names.get(name, name)
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from stages import console, pipeline
 from stages.core import config, progress, store, tracking
@@ -140,7 +140,8 @@ def run_stage(parsed: argparse.Namespace) -> None:
         )
         progress.begin(stage, display.hear, *([recorded.hear] if recorded else []))
         progress.note("started")
-        status, metrics = "FAILED", {}
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        metrics: dict[str, float] = {}
         try:
             metrics = asked.run(*values, *inputs.values(), out=parsed.out)
             status = "FINISHED"
@@ -183,7 +184,12 @@ def run_pipeline(parsed: argparse.Namespace) -> None:
         ("stage", "seconds"),
         [(s, "restored" if t is None else f"{t:.1f}") for s, t in seconds.items()],
     )
-    print((Path("data/evaluate") / "summary.txt").read_text())
+    judged = store.read_json(Path("data/evaluate/verdict.json"))
+    for track, found in judged["tracks"].items():
+        print(f"Verdict on {track} (ROUGE-L F1):")
+        for comparison in found["comparisons"]:
+            print(f"  {comparison['sentence']}")
+    print(f"\n{judged['base']}\n")
     print("Next: `make chat` asks the bot, `make mlflow` opens the runs, data/evaluate/report.html")
     print("is the report, and `python -m stages sweep -m finetune.learning_rate=1e-3,3e-3` sweeps.")
 

@@ -67,20 +67,26 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(str(Path("conf").resolve()), version_base="1.3"):
         try:
-            composed = hydra_compose("config", overrides=list(overrides))
-            params = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            return _plain(hydra_compose("config", overrides=list(overrides)))
         except (HydraException, OmegaConfBaseException) as error:
             raise PipelineError(_explain(error)) from None
         except yaml.YAMLError as error:
             raise PipelineError(f"conf: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _plain(composed: Any) -> dict[str, Any]:
+    """What Hydra composed as plain values, interpolations resolved, without its own choices."""
+    from omegaconf import OmegaConf
+
+    params = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(params, dict)
-    params.pop("experiment", None)
-    return {str(section): value for section, value in params.items()}
+    return {
+        str(name): value for name, value in params.items() if name not in ("experiment", "hydra")
+    }
 
 
 def _explain(error: Exception) -> str:
@@ -199,7 +205,7 @@ def sweep(arguments: Sequence[str]) -> list[Point]:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     head = subprocess.run(["git", "rev-parse", "-q", "--verify", "HEAD"], capture_output=True)
@@ -212,10 +218,8 @@ def sweep(arguments: Sequence[str]) -> list[Point]:
 
     def task(composed: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
-        params = OmegaConf.to_container(composed, resolve=True)
-        assert isinstance(params, dict)
-        params.pop("experiment", None)
-        check({str(section): value for section, value in params.items()})
+        params = _plain(composed)
+        check(params)
         with tracking.pipeline(tracked, " ".join(overrides), "point", params, parent.id) as run:
             points.append(_run_point(overrides, run))
 
@@ -241,7 +245,7 @@ def _run_point(overrides: list[str], run: tracking.PipelineRun) -> Point:
         said = [row for row in done.stdout.splitlines() if row.strip()]
         failure = said[-1] if said else "failed (see above)"
         return Point(title, name, {}, failure)
-    from dvc.api import DVCFileSystem
+    from dvc.api import DVCFileSystem  # type: ignore[import-untyped]
 
     files = DVCFileSystem(rev=name)
     manifests = {

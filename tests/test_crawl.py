@@ -690,6 +690,13 @@ def test_boxes_footnotes_and_powers_read_as_text() -> None:
     assert text == "**Note:** Take care.\n\nAbout 10^6 rows[1].\n\n**[1]** Counted."
 
 
+def test_every_panel_of_a_tab_is_text_and_a_script_is_not() -> None:
+    assert markdown(
+        "<div role=tabpanel><p>pip</p></div><div role=tabpanel hidden><p>conda</p></div>"
+        "<script>x</script><template><p>y</p></template>"
+    ) == ("pip\n\nconda")
+
+
 def test_wrapped_lines_become_one_and_a_hash_in_text_is_no_heading() -> None:
     assert markdown("<p>one\n  two&nbsp;three\u200b\n</p><p># four</p>") == (
         "one two three\n\n\\# four"

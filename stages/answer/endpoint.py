@@ -100,7 +100,14 @@ class Endpoint:
         )
 
     def close(self) -> None:
+        """Close the connections; the server runs on."""
         self._client.close()
+
+    def __enter__(self) -> "Endpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 # --- a private server, as long as the block that asks it ----------------------------------------
@@ -117,7 +124,7 @@ def start(manifest: Path) -> Iterator[Endpoint]:
             _compose(manifest, said, ["up", "-d"], ports, project)
             urls = _urls(ports)
             _wait_until_ready(urls.values(), _always, "`docker compose logs`")
-            with contextlib.closing(Endpoint(urls["tuned"], said["models"], "", urls)) as endpoint:
+            with Endpoint(urls["tuned"], said["models"], "", urls) as endpoint:
                 yield endpoint
         finally:
             _compose(manifest, said, ["down"], ports, project)
@@ -126,7 +133,7 @@ def start(manifest: Path) -> Iterator[Endpoint]:
     process, url = _spawn(manifest, said, log, port=0, detached=False)
     try:
         _wait_until_ready([url], lambda: process.poll() is None, log)
-        with contextlib.closing(Endpoint(url, said["models"], str(log))) as endpoint:
+        with Endpoint(url, said["models"], str(log)) as endpoint:
             yield endpoint
     finally:
         _end(process.pid, drain_s=5)
@@ -139,8 +146,8 @@ def start(manifest: Path) -> Iterator[Endpoint]:
 # --- the one server that outlives its command ---------------------------------------------------
 
 
-def up(manifest: Path, port: int = DEFAULT_PORT) -> Endpoint:
-    """Start the server and return when it is ready; PipelineError where one is up already."""
+def up(manifest: Path, port: int = DEFAULT_PORT) -> str:
+    """Start the server; its address once it is ready. PipelineError where one is up already."""
     with _sole_up():
         state = _state()
         if state:
@@ -182,9 +189,9 @@ def up(manifest: Path, port: int = DEFAULT_PORT) -> Endpoint:
                 process.wait()
                 _state_file().unlink(missing_ok=True)
                 raise
-        endpoint = connect(manifest)
-        progress.note(f"ready at {endpoint.base_url}")
-        return endpoint
+        url = str(status()["url"])
+        progress.note(f"ready at {url}")
+        return url
 
 
 def down() -> bool:
@@ -275,6 +282,9 @@ def _sole_up() -> Iterator[None]:
 
 # --- the embedded server's process --------------------------------------------------------------
 
+_left_running: list["subprocess.Popen[bytes]"] = []
+"""Popen warns of a child that outlives it, which is what `up` is for."""
+
 
 def _spawn(
     manifest: Path, said: Mapping[str, Any], log: Path, port: int, *, detached: bool
@@ -309,6 +319,8 @@ def _spawn(
             stderr=subprocess.STDOUT,
             start_new_session=detached,
         )
+    if detached:
+        _left_running.append(process)
     try:
         while not announced.exists():
             if process.poll() is not None:

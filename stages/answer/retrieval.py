@@ -1,6 +1,7 @@
 """Chunks as the files of a lexical index, and the index as hits and quotes for a question."""
 
 import functools
+import itertools
 import logging
 import math
 import re
@@ -83,6 +84,7 @@ class Index:
     """Chunks that can be searched; safe for many threads at once."""
 
     chunks: tuple[Chunk, ...]
+    """In the order of their ids."""
     numbers: dict[str, int]
     """The term's column in the score matrix."""
     scorer: bm25s.BM25
@@ -111,7 +113,8 @@ class Index:
         if len(found) > k:
             least = np.partition(scores[found], -k)[-k]
             found = found[scores[found] >= least]
-        ranked = sorted(found.tolist(), key=lambda i: (-scores[i], self.chunks[i].id))
+        # `found` ascends, the chunks are in the order of their ids, and the sort is stable.
+        ranked = sorted(found.tolist(), key=lambda i: -scores[i])
         return [Hit(float(scores[i]), self.chunks[i]) for i in ranked[:k]]
 
     def weight(self, term: str) -> float:
@@ -139,7 +142,7 @@ def _load(path: Path) -> np.ndarray:
 _STOPWORDS = (
     "a about all also am an and any are as at be been being but by can could did do does doing for "
     "from had has have having he her here hers him his how i if in into is it its itself just let "
-    "ll may me might more most much must my no nor not of off on one or other our ours out own re "
+    "ll may me might more most much must my no nor not of off on or other our ours out own re "
     "s shall she should so some such t than that the their theirs them then there these they this "
     "those to too upon us ve very was we were what when where which while who whom whose why will "
     "with would you your yours"
@@ -181,14 +184,14 @@ def _terms_of(name: str) -> tuple[str, ...]:
 
 
 def _fold(word: str) -> str:
-    """An English plural as its singular; a final e goes too, so that batches meets batch."""
+    """An English plural as its singular; any other word as it is."""
     if not (word.isascii() and word.isalpha() and len(word) > 3) or word in STOPWORDS:
         return word
     if word.endswith("ies"):
         return word[:-3] + "y"
-    if word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        word = word[:-1]
-    return word[:-1] if word.endswith("e") and len(word) > 4 else word
+    if word.endswith(("sses", "xes", "shes", "tches", "nches", "rches")):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
 # --- sentences ---------------------------------------------------------------------------------
@@ -209,6 +212,7 @@ class Sentence:
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _HEADING = re.compile(r" {0,3}#{1,6}(\s|$)")
+_UNDERLINE = re.compile(r" {0,3}(=+|-+)\s*$")
 _ROW = re.compile(r"\s*\|.*\|\s*$")
 _ROW_RULE = re.compile(r"\s*\|?[\s:|\-]*-[\s:|\-]*$")
 _RULE = re.compile(r" {0,3}([-*_=]\s*){3,}$")
@@ -255,7 +259,7 @@ def _blocks(text: str) -> list[tuple[Block, int, int]]:
     after_blank = True
     lines = text.splitlines(keepends=True)
     at = 0
-    for line, next_line in zip(lines, [*lines[1:], ""], strict=True):
+    for line, next_line in itertools.zip_longest(lines, lines[1:], fillvalue=""):
         start, at = at, at + len(line)
         kind = blocks[-1][0] if blocks else None
         opened = _FENCE.match(line)
@@ -269,7 +273,7 @@ def _blocks(text: str) -> list[tuple[Block, int, int]]:
             blocks.append(("code", start, at))
         elif not line.strip() or _RULE.match(line) or opened:
             after_blank = True
-        elif _HEADING.match(line):
+        elif _HEADING.match(line) or (after_blank and _UNDERLINE.match(next_line)):
             blocks.append(("heading", start, at))
             after_blank = True
         elif _ROW.match(line):
@@ -333,7 +337,7 @@ def quote(index: Index, question: str, num_sentences: int) -> Quote:
     """The best sentences of the best chunks, verbatim and cited; NOT_FOUND when nothing matches.
 
     A sentence's score is the inverse document frequency of the question's terms in it, weighed by
-    its chunk's score.
+    its chunk's score. The quote keeps the order of the page, the page of the best sentence first.
     """
     hits = index.search(question, QUOTED_CHUNKS)
     candidates: dict[tuple[str, int, int], tuple[float, Citation, str]] = {}
@@ -354,6 +358,8 @@ def quote(index: Index, question: str, num_sentences: int) -> Quote:
     best = [row for row in ranked if row[0] > 0 and row[0] >= QUOTE_SHARE * ranked[0][0]]
     if not best:
         return Quote(prompt.NOT_FOUND, (), tuple(hits))
+    first = best[0][1].document_id
+    best.sort(key=lambda row: (row[1].document_id != first, row[1].document_id, row[1].start))
     text = "\n".join(text for _, _, text in best)
     return Quote(text, tuple(citation for _, citation, _ in best), tuple(hits))
 

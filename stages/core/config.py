@@ -43,7 +43,9 @@ def load(params: dict[str, Any], section: str, schema: Any, origin: str = "param
         # JSON mode: strict, but a list may become a tuple and an int a float.
         return TypeAdapter(schema).validate_json(json.dumps(params[section]))
     except ValidationError as error:
-        raise PipelineError(f"{origin}: {_explain(section, error, params[section], schema)}") from None
+        raise PipelineError(
+            f"{origin}: {_explain(section, error, params[section], schema)}"
+        ) from None
 
 
 def _explain(section: str, error: ValidationError, at: Any, schema: Any) -> str:
@@ -84,7 +86,9 @@ def _fields(schema: Any, location: tuple[int | str, ...]) -> list[str]:
     """The keys that the schema has at a location of pydantic's, which holds the tags of unions."""
     here = _sections(schema)
     for part in location:
-        inside = [_sections(s.model_fields[part].annotation) for s in here if part in s.model_fields]
+        inside = [
+            _sections(s.model_fields[part].annotation) for s in here if part in s.model_fields
+        ]
         tagged = [s for s in here if part in typing.get_args(_annotation(s, "kind"))]
         here = [section for found in inside for section in found] or tagged or here
     return list(dict.fromkeys(name for section in here for name in section.model_fields))

@@ -34,7 +34,7 @@ JUNK = (
     ".visually-hidden, .visuallyhidden, .screen-reader-text, .edit-this-page, "
     ".view-this-page, .back-to-top, .prev-next-area, .prev-next-footer, "
     ".theme-doc-toc-mobile, .theme-doc-footer, .pagination-nav, .hash-link, .md-source-file, "
-    ".md-content__button, [role=navigation], [role=search], [role=contentinfo], [hidden]"
+    ".md-content__button, [role=navigation], [role=search], [role=contentinfo]"
 )
 # Links that say nothing once they are text: permalinks, the way back from a footnote.
 UNLINKED = (
@@ -56,6 +56,7 @@ _OPTIONS = ConversionOptions(
     bullets="-",
     compact_tables=True,  # padding costs tokens, and an edit of one row would change them all
     expand_abbreviations=False,  # Sphinx marks the `*` and `/` of signatures as abbreviations
+    hidden_content="reachable",  # the panels of a tab are text
     highlight_style="none",
     preprocessing=PreprocessingOptions(enabled=False),  # it guesses at menus; JUNK does not
 )

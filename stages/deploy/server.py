@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 MAX_STOP_SEQUENCES = 4
 MAX_PAYLOAD_BYTES = 2_000_000
 DEFAULT_NEW_TOKENS = 100  # of TGI's routes; chat takes what is left, at most 1024
+ANY_MODEL = ("tgi", "dummy")  # what TGI's users and huggingface_hub say where they need no name
 DRAIN_S = 20  # for requests under way at SIGTERM
 
 T = TypeVar("T")
@@ -218,7 +219,7 @@ class Service:
         self.names = names
         self.limits = limits
         self.template = template
-        self.engines: dict[str, "Engine"] = {}
+        self.engines: dict[str, Engine] = {}
         self.num_requests = 0
 
     @property
@@ -230,7 +231,7 @@ class Service:
     def engine(self, name: str) -> "Engine":
         if not self.ready:
             raise RefusalError(503, "healthcheck", "unhealthy")
-        if name == "tgi":
+        if name in ANY_MODEL:
             name = self.default
         if name not in self.engines:
             known = ", ".join(self.names)
@@ -301,9 +302,9 @@ class Service:
     def chat_prompt(self, engine: "Engine", chat: ChatRequest) -> str:
         turns = []
         for message in chat.messages:
-            parts = [Part(type="text", text=message.content)]
-            if not isinstance(message.content, str):
-                parts = message.content
+            parts = message.content
+            if isinstance(parts, str):
+                parts = [Part(type="text", text=parts)]
             if any(part.type != "text" for part in parts):
                 raise invalid("image modality is not supported")
             turns.append({"role": message.role, "content": "".join(part.text for part in parts)})
@@ -528,7 +529,7 @@ async def chat_completions(request: Request) -> Response:
         common = {
             "id": f"chatcmpl-{secrets.randbits(64):016x}",
             "created": int(time.time()),
-            "model": service.default if chat.model == "tgi" else chat.model,
+            "model": service.default if chat.model in ANY_MODEL else chat.model,
             "system_fingerprint": "docent-embedded",
         }
         if chat.stream:
@@ -644,7 +645,9 @@ def openai_error(refusal: RefusalError) -> dict[str, Any]:
 
 
 async def refused(request: Request, refusal: Exception) -> Response:
-    assert isinstance(refusal, RefusalError)
+    if not isinstance(refusal, RefusalError):  # our bug; Starlette logs its traceback
+        words = "Incomplete generation: see the server's log"
+        refusal = RefusalError(500, "incomplete_generation", words)
     told = {"error": str(refusal), "error_type": refusal.error_type}
     if request.url.path.startswith("/v1/"):
         told = openai_error(refusal)
@@ -662,7 +665,9 @@ def app(service: Service) -> Starlette:
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/models", models),
     ]
-    served = Starlette(routes=routes, exception_handlers={RefusalError: refused})
+    served = Starlette(
+        routes=routes, exception_handlers={RefusalError: refused, Exception: refused}
+    )
     served.state.service = service
     return served
 

@@ -17,11 +17,14 @@ from stages.answer.retrieval import Index
 from stages.core import config, model, progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import Answer, Example, Reject, System, Track
-from stages.evaluate import report, rouge
+from stages.evaluate import report, rouge, verdict
 
 __all__ = ["Config", "run"]
 
 TRACKS: tuple[Track, ...] = ("same_fact", "held_out")
+
+METRIC = "rougeL_f1"
+"""What the verdict is about."""
 
 
 class Config(config.Base):
@@ -31,6 +34,10 @@ class Config(config.Base):
     """Whether ROUGE compares stems instead of words."""
     concurrency: Annotated[int, Field(gt=0)]
     """Questions that are asked at the same time."""
+    resamples: Annotated[int, Field(ge=1000)]
+    """Resamples of the pages, and permutations, that intervals and p-values rest on."""
+    seed: int
+    """Seed of the resampling."""
     max_reject_rate: Annotated[float, Field(ge=0, le=1)]
     """Largest share of questions that may go unanswered before the stage fails."""
 
@@ -72,11 +79,10 @@ def run(
     metrics = summarize(cfg.systems, examples, scores)
     store.write_json(out / "metrics.json", metrics)
     store.write_text(out / "rouge.csv", _table(metrics))
-    described = report.describe(model)
-    store.write_text(out / "summary.txt", report.summary(described, metrics))
-    store.write_text(
-        out / "report.html", report.render(described, metrics, examples, answers, scores)
-    )
+    judged = verdict.judge(cfg.systems, examples, scores, METRIC, cfg.seed, cfg.resamples)
+    judged["base"] = report.describe(model)
+    store.write_json(out / "verdict.json", judged)
+    store.write_text(out / "report.html", report.render(judged, metrics, examples, answers, scores))
     store.write_json(
         out / "timings.json", {"total_s": time.monotonic() - began, "answer_s": seconds}
     )
@@ -150,7 +156,9 @@ def summarize(
         ]
         return {**rouge.mean(rows), "num_questions": len(rows)} if rows else {}
 
-    overall = {system: found for system in systems if (found := means(system, None))}
+    overall: dict[str, Any] = {
+        system: found for system in systems if (found := means(system, None))
+    }
     tracks = {
         track: {system: found for system in systems if (found := means(system, track))}
         for track in TRACKS

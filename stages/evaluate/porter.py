@@ -88,7 +88,7 @@ def _measure(word: str) -> int:
 
 
 def _ends_short(word: str) -> bool:
-    """Whether it ends as `wil`, `hop`: consonant, vowel, consonant other than w, x, y; or is `at`."""
+    """Whether it ends as `hop` does, but not in w, x or y; or is as `at`."""
     shape = _shape(word)
     return (shape.endswith("cvc") and word[-1] not in "wxy") or shape == "vc"
 

@@ -7,14 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stages.core import model
 from stages.core.records import Answer, Example
-
-Scores = dict[tuple[str, str], dict[str, float]]
-"""By system and example id."""
-
-TRACK_MEANING = {
-    "same_fact": "new wordings of facts on pages that were trained on: what was learned",
-    "held_out": "pages never trained on: what carries over",
-}
+from stages.evaluate.verdict import TRACK_MEANING, Scores
 
 
 def describe(cfg: Any) -> str:
@@ -32,23 +25,8 @@ def describe(cfg: Any) -> str:
             return f"Base: the local model folder {cfg.path}."
 
 
-def summary(described: str, metrics: dict[str, Any]) -> str:
-    """The result in a few lines of text."""
-    lines = [described]
-    for track, systems in metrics["tracks"].items():
-        values = {system: figures["rougeL_f1"] for system, figures in systems.items()}
-        best = max(values, key=lambda system: values[system])
-        line = f"{track} ({TRACK_MEANING[track]}): the best ROUGE-L is {values[best]:.3f} by {best}"
-        if "tuned" in values and "base" in values:
-            line += f"; tuned {values['tuned']:.3f} against base {values['base']:.3f}"
-        if "tuned" in values and "quote" in values:
-            line += f" and plain quoting {values['quote']:.3f}"
-        lines.append(line + ".")
-    return "\n".join(lines) + "\n"
-
-
 def render(
-    described: str,
+    judged: dict[str, Any],
     metrics: dict[str, Any],
     examples: Sequence[Example],
     answers: Sequence[Answer],
@@ -72,8 +50,7 @@ def render(
     ]
     pairs.sort(key=lambda pair: (-pair["gain"], pair["example"].id))  # type: ignore[operator,attr-defined]
     return environment.get_template("report.html.j2").render(
-        described=described,
-        summary=summary("", metrics).strip().splitlines(),
+        judged=judged,
         tracks=metrics["tracks"],
         meaning=TRACK_MEANING,
         gains=pairs[:10],

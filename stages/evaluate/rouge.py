@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from statistics import fmean
 
 from stages.evaluate import porter
@@ -156,6 +157,6 @@ def _shared(counts: Counter[str], places: Places) -> int:
 
 
 def _shared_pairs(said: Tokens, wanted: Tokens) -> int:
-    first = Counter(zip(said, said[1:], strict=False))
-    second = Counter(zip(wanted, wanted[1:], strict=False))
+    first = Counter(pairwise(said))
+    second = Counter(pairwise(wanted))
     return sum(min(first[pair], second[pair]) for pair in first.keys() & second.keys())

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import filelock
+
 from stages.core import model as base
 from stages.core import progress, store
 from stages.core.errors import PipelineError
-from stages.core.records import Assignment, Document, Example, Reject
+from stages.core.records import Assignment, Document, Example, Reject, identify
 from stages.finetune import recipe, scratch, trainer
 from stages.finetune.recipe import Config
 
@@ -38,11 +40,11 @@ def run(
         raise PipelineError(
             f"{train}: no example to train on; see rejects.jsonl beside it for why none was written"
         )
-    write_chats(examples, out / "train.jsonl")
-    num_validation = write_chats(store.read(validation, Example), out / "validation.jsonl")
-
-    rendered = recipe.tuning(cfg, model, num_validation > 0)
+    unseen = list(store.read(validation, Example))
+    rendered = recipe.tuning(cfg, model, has_validation=bool(unseen))
     store.write_text(out / "axolotl.yaml", recipe.render(rendered))
+    write_chats(examples, out / "train.jsonl")
+    write_chats(unseen, out / "validation.jsonl")
 
     metrics: dict[str, float] = {}
     places: dict[str, Path] = {}
@@ -55,16 +57,8 @@ def run(
     report = tune(cfg, model, out, places)
 
     write_curve(report, out / "curve.csv")
-    rejects = [
-        Reject(
-            id=example.id,
-            reason="longer than the context",
-            detail=f"{report.too_long[example.id]} tokens of {model.context_tokens}",
-        )
-        for example in examples
-        if example.id in report.too_long
-    ]
-    store.write(out / "rejects.jsonl", rejects)
+    rejects = too_long(examples, report, model)
+    store.write(out / "rejects.jsonl", rejects + too_long(unseen, report, model))
     check_counts(cfg, model, len(examples), len(rejects), report.num_examples)
     metrics |= {
         "train_loss": report.final("loss"),
@@ -73,16 +67,18 @@ def run(
         "num_truncated": len(rejects),
         "num_parameters": report.num_parameters,
     }
-    if num_validation:
+    if unseen:
         metrics["validation_loss"] = report.final("eval_loss")
     return metrics
 
 
 def tune(cfg: Config, model: base.Config, out: Path, places: dict[str, Path]) -> trainer.Report:
     """Train by out/axolotl.yaml, resuming a checkpoint of this very training if there is one."""
-    work = store.cache("training", store.digest(out)[:16])
-    if not cfg.save_steps:
-        shutil.rmtree(work, ignore_errors=True)
+    key = identify(
+        *(store.digest(out / name) for name in INPUTS if (out / name).exists()),
+        *map(fingerprint, places.values()),
+    )
+    work = store.cache("training", key)
     axolotl = partial(
         trainer.axolotl,
         cfg.python,
@@ -91,23 +87,40 @@ def tune(cfg: Config, model: base.Config, out: Path, places: dict[str, Path]) ->
         offline=not isinstance(model, base.Hub),
     )
     trained = work / "model"
-    progress.note("instruction tuning; Axolotl starts in 30 s")
-    report = axolotl(
-        "tune",
-        places | {"output_dir": trained, "dataset_prepared_path": work / "prepared"},
-        num_processes=cfg.num_processes,
-    )
-    if isinstance(cfg, recipe.Lora):
-        progress.note("merging the adapter into the weights")
-        axolotl("merge", places | {"output_dir": trained}, module="axolotl.cli.merge_lora")
-        trained = trained / "merged"
-    trainer.collect(trained, out / "model")
-    shutil.rmtree(work)
+    # Points of a sweep share .cache/; two of them may ask for the same training.
+    with filelock.FileLock(work.with_name(f"{key}.lock")):
+        try:
+            progress.note("instruction tuning; Axolotl starts in half a minute")
+            report = axolotl(
+                "tune",
+                places | {"output_dir": trained, "dataset_prepared_path": work / "prepared"},
+                num_processes=cfg.num_processes,
+            )
+            if isinstance(cfg, recipe.Lora):
+                progress.note("merging the adapter into the weights")
+                axolotl("merge", places | {"output_dir": trained}, module="axolotl.cli.merge_lora")
+                trained = trained / "merged"
+            trainer.collect(trained, out / "model")
+        except PipelineError:
+            if not cfg.save_steps:
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work)
     return report
 
 
-def write_chats(examples: Iterable[Example], path: Path) -> int:
-    """The examples as Axolotl's `chat_template` reads them, ending with the answer; how many."""
+INPUTS = ("axolotl.yaml", "train.jsonl", "validation.jsonl", "base")
+"""What of a stage's folder shapes the tuning."""
+
+
+def fingerprint(folder: Path) -> str:
+    """Names, sizes and times of a model's files: its bytes may be too many to read."""
+    files = sorted(folder.iterdir())
+    return identify(*((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+def write_chats(examples: Iterable[Example], path: Path) -> None:
+    """Write the examples as Axolotl's `chat_template` reads them, each ending with its answer."""
     lines = []
     for example in examples:
         turns = [turn.model_dump() for turn in example.messages]
@@ -115,7 +128,6 @@ def write_chats(examples: Iterable[Example], path: Path) -> int:
             turns.append({"role": "assistant", "content": example.answer})
         lines.append(json.dumps({"id": example.id, "messages": turns}, ensure_ascii=False))
     store.write_text(path, "".join(f"{line}\n" for line in lines))
-    return len(lines)
 
 
 def train_texts(documents: Path, assignment: Path) -> list[str]:
@@ -164,8 +176,23 @@ def write_curve(report: trainer.Report, path: Path) -> None:
     for step, row in sorted(report.steps.items()):
         known |= row
         if "loss" in row:
-            lines.append(",".join([str(step), *(f"{known[name]:.6g}" for name in names)]))
+            values = (f"{known[name]:.6g}" if name in known else "" for name in names)
+            lines.append(",".join([str(step), *values]))
     store.write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def too_long(
+    examples: Iterable[Example], report: trainer.Report, model: base.Config
+) -> list[Reject]:
+    return [
+        Reject(
+            id=example.id,
+            reason="longer than the context",
+            detail=f"{report.too_long[example.id]} tokens of {model.context_tokens}",
+        )
+        for example in examples
+        if example.id in report.too_long
+    ]
 
 
 def check_counts(

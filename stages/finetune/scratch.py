@@ -59,7 +59,7 @@ def pretrain(
     lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     store.write_text(work / "documents.jsonl", "".join(lines))
     store.write_text(work / "axolotl.yaml", rendered)
-    progress.note(f"pretraining a base on {len(texts)} documents; Axolotl starts in 30 s")
+    progress.note(f"pretraining a base on {len(texts)} documents; Axolotl starts in half a minute")
     report = trainer.axolotl(
         cfg.python,
         work / "axolotl.yaml",

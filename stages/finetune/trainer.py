@@ -214,8 +214,7 @@ class Rows:
 
 
 TRACEBACK = re.compile(
-    r"^(?:\[rank\d+\]: ?)?Traceback \(most recent call last\):$"
-    r".*?^(?:\[rank\d+\]: ?)?(?P<said>[^\s\[].*?)"
+    r"^Traceback \(most recent call last\):$.*?^(?P<said>[^\s].*?)"
     r"(?=^\s*$|^\[|^[WEI]\d{4} |^Traceback|\Z)",
     re.MULTILINE | re.DOTALL,
 )
@@ -226,6 +225,7 @@ def decisive(log: str) -> str:
 
     torchrun adds a traceback of its own that says only that a process failed.
     """
+    log = re.sub(r"^\[rank\d+\]: ?", "", log, flags=re.MULTILINE)
     said = [" ".join(match["said"].split()) for match in TRACEBACK.finditer(log)]
     own = [line for line in said if not re.match(r"[\w.]*ChildFailedError", line)]
     if own:

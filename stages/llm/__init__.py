@@ -193,8 +193,8 @@ class Teacher:
     def complete(self, messages: Sequence[Message], schema: dict[str, Any] | None) -> Reply:
         """The reply to the messages, as JSON of the schema where one is given.
 
-        RefusedError where the endpoint rejects this request; PipelineError where it rejects every one
-        or stays away for all attempts.
+        RefusedError where the endpoint rejects this request; PipelineError where it rejects every
+        one or stays away for all attempts.
         """
         body: dict[str, Any] = {
             **self._settings.body,

@@ -157,7 +157,8 @@ def _ask(
         store.write(out / "rejects.jsonl", rejects)
         raise PipelineError(
             f"synthesize.max_reject_rate: {num_unusable} of {len(written) + num_unusable} "
-            f"facts and replies are unusable, more than {cfg.max_reject_rate:.0%}; see {out}/rejects.jsonl"
+            f"facts and replies are unusable, more than {cfg.max_reject_rate:.0%}; "
+            f"see {out}/rejects.jsonl"
         )
     return written, rejects
 

@@ -7,6 +7,7 @@ runs by hand. On a host with CUDA it changes nothing but the seed and the check 
 
 import ctypes
 import difflib
+import importlib
 import json
 import math
 import os
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch  # type: ignore[import-not-found]
-from axolotl.integrations.base import BasePlugin  # type: ignore[import-not-found]
+from axolotl.integrations.base import (  # type: ignore[import-not-found]
+    BasePlugin,
+    PluginManager,
+)
 from transformers import TrainerCallback, set_seed  # type: ignore[import-not-found]
 
 LORA_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
@@ -51,26 +55,32 @@ class Plugin(BasePlugin):  # type: ignore[misc]
         set_seed(cfg.seed)
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
-        """Report the length of every training example, as Axolotl is about to tokenize it."""
-        (dataset,) = cfg.datasets
-        if dataset["type"] != "chat_template" or os.environ.get("RANK", "0") != "0":
+        """Report the examples that are too long, which Axolotl is about to drop."""
+        datasets = [*cfg.datasets, *(cfg.test_datasets or [])]
+        if datasets[0]["type"] != "chat_template" or os.environ.get("RANK", "0") != "0":
             return
         from axolotl.loaders import load_tokenizer  # type: ignore[import-not-found]
-        from axolotl.utils.chat_templates import get_chat_template_from_config  # type: ignore[import-not-found]
+        from axolotl.utils.chat_templates import (  # type: ignore[import-not-found]
+            get_chat_template_from_config,
+        )
 
         tokenizer = load_tokenizer(cfg)
-        template = get_chat_template_from_config(cfg, dataset, tokenizer)
-        for line in Path(dataset["path"]).read_text(encoding="utf-8").splitlines():
-            example = json.loads(line)
-            tokens = tokenizer.apply_chat_template(
-                example["messages"], chat_template=template, return_dict=False
-            )
-            if len(tokens) > cfg.sequence_len:
-                report(id=example["id"], num_tokens=len(tokens))
+        template = get_chat_template_from_config(cfg, datasets[0], tokenizer)
+        for dataset in datasets:
+            for line in Path(dataset["path"]).read_text(encoding="utf-8").splitlines():
+                example = json.loads(line)
+                tokens = tokenizer.apply_chat_template(
+                    example["messages"], chat_template=template, return_dict=False
+                )
+                if len(tokens) > cfg.sequence_len:
+                    report(id=example["id"], num_tokens=len(tokens))
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         # The filter would hide a NaN by repeating the loss before it.
-        arguments: dict[str, Any] = {"logging_nan_inf_filter": False}
+        arguments: dict[str, Any] = {
+            "logging_nan_inf_filter": False,
+            "include_num_input_tokens_seen": "non_padding",
+        }
         if not torch.cuda.is_available() and not cfg.deepspeed and has_bf16():
             arguments |= {"bf16": True, "use_cpu": True}  # autocast; the weights stay float32
         return arguments
@@ -89,6 +99,8 @@ class Plugin(BasePlugin):  # type: ignore[misc]
         if bad:
             fail(f"the trained weights are not finite (first: {bad[0]}): lower the learning rate")
         model.generation_config.do_sample = self.do_sample
+        # Off while training; saved so, a server would compute each token from the start again.
+        model.generation_config.use_cache = model.config.use_cache = True
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
@@ -122,7 +134,10 @@ def refuse_unknown_keys(cfg: Any) -> None:
     """Axolotl drops a key that it does not know without a word; a typo would be trained past."""
     from axolotl.utils.schemas.config import AxolotlInputConfig  # type: ignore[import-not-found]
 
-    known = set(AxolotlInputConfig.model_fields) | {"axolotl_config_path"}
+    known = {"axolotl_config_path", *AxolotlInputConfig.model_fields}
+    for path in PluginManager.get_instance().get_input_args():
+        module, _, name = path.rpartition(".")
+        known.update(getattr(importlib.import_module(module), name).model_fields)
     for key in sorted(set(cfg) - known):
         close = difflib.get_close_matches(key, known, n=1)
         fail(
@@ -142,9 +157,11 @@ def has_bf16() -> bool:
 
 def train_on_cpu(cfg: Any) -> None:
     """Let Accelerate, DeepSpeed and Axolotl use gloo; they assume an accelerator under torchrun."""
+    import torch._dynamo  # type: ignore[import-not-found]
     from accelerate.state import DistributedType, PartialState  # type: ignore[import-not-found]
     from axolotl.loaders.model import ModelLoader  # type: ignore[import-not-found]
 
+    torch._dynamo.config.disable = True  # Muon compiles itself, which here wants a C++ compiler
     for key in LORA_KERNELS:  # Triton: on by default, and they need CUDA
         if cfg.get(key) is None:
             cfg[key] = False

@@ -39,14 +39,14 @@ IMPERATIVES = _words(
 """Verbs that begin a heading such as "Change the port"."""
 VERBS = _words(
     """
-    adds answers applies asks begins brings builds carries changes checks chooses compares
-    composes contains controls converts copies counts crawls creates cuts decides defines
-    deletes describes differs does downloads drops ends evaluates exports fetches finds follows
-    gives goes has holds imports includes keeps launches leaves lets limits lists loads logs
-    looks makes means merges moves names needs opens prints promises proves puts reads records
-    removes renders replaces reports reruns resolves restores returns runs saves says sends
-    serves sets shows skips speaks splits starts stops stores takes tells trains tunes turns
-    uses waits works writes
+    accepts adds allows answers applies asks begins brings builds carries changes checks chooses
+    compares composes contains controls converts copies costs counts crawls creates cuts decides
+    defines deletes describes differs does downloads drops ends evaluates expects exports
+    fetches finds follows gives goes has holds imports includes keeps launches leaves lets
+    limits lists loads logs looks makes means merges moves names needs opens prints promises
+    proves provides puts reads receives records removes renders replaces reports requires reruns
+    resolves restores returns runs saves says sends serves sets shows skips speaks splits starts
+    stops stores supports takes tells trains tunes turns uses waits works writes
     """
 )
 """Verbs in the third person that no noun is mistaken for too often."""
@@ -85,7 +85,7 @@ def direct(clause: str) -> str:
 
 
 def _is_subject(words: Sequence[str]) -> bool:
-    opens = re.match(r"(?:a|an|the|each|every|all|your|one)$|[A-Z`]", words[0])
+    opens = re.match(r"(?:a|an|the|each|every|all|your|one)$|[A-Z`]|\w+[._]\w", words[0])
     plural = len(words) <= 2 and words[-1].endswith("s")
     return bool(opens or plural) and not _SUBORDINATE & set(words)
 
@@ -122,9 +122,11 @@ def lowered(title: str, text: str) -> str:
     first = title.split(" ")[0]
     if not first.isalpha() or first[1:] != first[1:].lower():
         return title
-    known = first.lower() in SMALL or re.search(rf"(?<![\w`/.-]){first.lower()}(?![\w`/-])", text)
+    titled = any(word[:1].isupper() for word in title.split(" ")[1:])  # Every Word Like This
+    known = re.search(rf"(?<![\w`/.-]){first.lower()}(?![\w`/-])", text)
     common = " " in title and (first.endswith("ing") or title.split(" ")[1] == "of")
-    return title[0].lower() + title[1:] if known or common else title
+    small = first.lower() in SMALL or (not titled and (known or common))
+    return title[0].lower() + title[1:] if small else title
 
 
 def common(term: str, definition: str, text: str) -> str:

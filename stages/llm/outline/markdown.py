@@ -45,7 +45,8 @@ class Section:
     def qualifier(self) -> str:
         """The page's title in brackets, where the heading alone does not say what it is about."""
         said = [word for word in re.findall(r"[\w`./-]+", self.title) if word.lower() not in SMALL]
-        vague = len(said) < 2 or re.search(r"(?i)\b(it|this|them|these)\b", self.title)
+        pronoun = re.search(r"(?i)\b(it|this|them|these)\b", self.title)
+        vague = len(said) < 2 or (pronoun and len(said) < 3)
         page = self.path[0] if len(self.path) > 1 else self.page.title
         return f" ({inside(page)})" if vague and page and page != self.title else ""
 
@@ -146,7 +147,8 @@ def cells_of(row: str) -> list[str]:
     return [plain(inner[start:end]) for start, end in edges]
 
 
-_LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?:[^()]|\([^)]*\))*\)")
+_LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])*)\](?:\((?:[^()]|\([^)]*\))*\)|\[[^\[\]]+\])")
+_TAG = re.compile(r"</?(?:a|b|br|code|div|em|i|img|kbd|p|span|strong|sub|sup)\b[^<>]*>")
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1|(?<![\w*])\*(?=[^\s*])([^*]+)\*(?![\w*])")
 
 
@@ -155,7 +157,7 @@ def plain(text: str) -> str:
     parts = re.split(r"(`[^`]*`)", _LINK.sub(r"\1", text))
     codes = [code.replace("\\|", "|") for code in parts[1::2]]
     words = "\0".join(parts[0::2])  # emphasis may stand around code, and is none within it
-    words = re.sub(r"<br\s*/?>", " ", words)
+    words = _TAG.sub(" ", words)
     words = _EMPHASIS.sub(lambda found: found[2] or found[3], words)
     words = re.sub(r"\\([\\`*_{}\[\]()#+.!|<>~-])", r"\1", words)
     return one_line(re.sub("\0", lambda _: codes.pop(0), words))

@@ -166,7 +166,7 @@ def _announced(section: "Section") -> Iterator[Fact]:
     elif is_imperative(title):
         yield _howto(title[0].lower() + title[1:] + vague, answer, evidence)
     else:
-        topic = lowered(title, section.page.text) + vague
+        topic = lowered(title.removeprefix("About "), section.page.text) + vague
         if len(section.path) == 1:
             topic = f"the page “{title}”"
         forms = _forms("topic", x=topic)
@@ -272,6 +272,8 @@ def _table(section: "Section", block: "Block") -> Iterator[Fact]:
             said = cell if _is_short(cell) else plain(next(sentences(cell), ""))
             if asked is None or cell in _NOTHING or not said or not _is_short(said):
                 continue
+            if column.casefold() != "default" and not re.search(r"(?<![:\w])[^\W\d_]{2}", said):
+                continue  # a tick, a cross or a figure says little outside of its table
             clause, question = asked
             if column.casefold() == "default":
                 said = f"The default of {cells[0]} is {said}."
@@ -291,7 +293,7 @@ def _subject(noun: str, cell: str, section: "Section") -> str:
 
 def _asked_of(column: str, subject: str, heading: str) -> tuple[str, str] | None:
     """A column's header as a clause about the subject and as a question; None: not asked for."""
-    column = column.casefold()
+    column = column.casefold().rstrip("?: ")
     if column in {"", "type", "required", "unit"}:
         return None
     if column == "default":
@@ -362,7 +364,7 @@ def _defined(section: "Section", block: "Block") -> Iterator[Fact]:
     if term.startswith("`"):
         clause = f"what {term} means"
         forms = _forms("clause", x=clause, question=f"What does {term} mean?")
-        yield Fact("definition", forms, said, evidence, clause)
+        yield Fact("factual", forms, said, evidence, clause)
     else:
         name = common(term, said, section.page.text)
         clause = f"what “{name}” means"
@@ -427,7 +429,7 @@ def _fence(section: "Section", place: int) -> Iterator[Fact]:
     if not commands or place == 0 or section.blocks[place - 1].kind != "paragraph":
         return
     above = section.blocks[place - 1]
-    *_, last = sentences(above.text)
+    last = ["", *sentences(above.text)][-1]
     task = _task(plain(last))
     if not task:
         return

@@ -1,0 +1,198 @@
+"""Index: what a chunk is found by, in which order, and files that are only data."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages import index
+from stages.answer.retrieval import Index, build, terms
+from stages.core import store
+from stages.core.errors import PipelineError
+from stages.core.records import Chunk, Reject, identify
+
+CONFIG = index.Config(kind="lexical", k1=1.5, b=0.75, max_reject_rate=0.5)
+
+
+def chunk(text, path=(), id=None):
+    return Chunk(
+        id=id or identify(text, path),
+        document_id="d",
+        start=0,
+        end=len(text.encode()),
+        heading_path=path,
+        url="https://x.org/p",
+        text=text,
+        num_tokens=1,
+    )
+
+
+@pytest.fixture
+def indexed(tmp_path):
+    def make(*chunks):
+        build(chunks, tmp_path / "index", 1.5, 0.75)
+        return Index.open(tmp_path / "index")
+
+    return make
+
+
+def texts(hits):
+    return [hit.chunk.text for hit in hits]
+
+
+# --- terms ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "parts"),
+    [
+        ("finetune.learning_rate", "finetune.learning_rate", {"finetune", "learning_rate", "rate"}),
+        ("torch.nn.functional.relu", "torch.nn.functional.relu", {"torch", "functional", "relu"}),
+        ("RecursiveCharacterTextSplitter", "recursivecharactertextsplitter", {"character", "text"}),
+        ("--num-processes", "num-processes", {"num", "process"}),
+        ("data/split/training.jsonl", "data/split/training.jsonl", {"split", "jsonl"}),
+        ("__init__", "__init__", {"init"}),
+        ("HTTPServer2", "httpserver2", {"http", "server2"}),
+    ],
+)
+def test_a_name_is_a_term_as_a_whole_and_in_parts(text, whole, parts):
+    found = list(terms(f"Set `{text}`, please."))
+    assert whole in found
+    assert parts <= set(found)
+    assert len(found) == len(set(found))
+
+
+def test_plurals_meet_their_singulars_and_stopwords_are_no_terms():
+    assert list(terms("What are the batches of it?")) == list(terms("batch"))
+    assert list(terms("Which queries do you cache?")) == list(terms("Query caches"))
+    assert list(terms("status class analysis")) == ["status", "class", "analysis"]
+    assert list(terms("don't it's you'll")) == ["don"]
+
+
+def test_scripts_without_blanks_are_terms_of_two_characters():
+    assert {"模型", "型训", "训练"} <= set(terms("模型训练。"))
+    assert list(terms("ｆｕｌｌ")) == ["full"]
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_has_terms_that_are_lowercase_and_have_no_blanks(text):
+    for term in terms(text):
+        assert term and not any(map(str.isspace, term))
+        assert term == term.lower()
+
+
+# --- search --------------------------------------------------------------------------------------
+
+
+def test_the_chunk_with_the_rarer_words_of_the_question_comes_first(indexed):
+    found = indexed(
+        chunk("The learning rate is a number."),
+        chunk("The budget is a number of dollars."),
+        chunk("A number."),
+    ).search("Which number is the budget?", 5)
+    assert texts(found)[0] == "The budget is a number of dollars."
+    assert len(found) == 3
+    assert found[0].score > found[1].score > 0
+
+
+def test_a_name_is_found_by_itself_and_by_a_part(indexed):
+    found = indexed(chunk("`finetune.learning_rate`: how fast."), chunk("`crawl.delay`: how slow."))
+    for query in ("finetune.learning_rate", "LEARNING rate", "learning_rate", "the finetune"):
+        assert texts(found.search(query, 5)) == ["`finetune.learning_rate`: how fast."]
+
+
+def test_headings_are_searched_with_the_text(indexed):
+    found = indexed(chunk("It ends.", ("Sweeps", "Budget")), chunk("It goes on.", ("Runs",)))
+    assert texts(found.search("budget of a sweep", 5)) == ["It ends."]
+
+
+def test_equal_scores_are_ordered_by_chunk_id(indexed):
+    ids = [f"{n:04x}" for n in (7, 3, 11, 5, 1, 2)]
+    found = indexed(*(chunk("same words", id=id) for id in ids))
+    assert [hit.chunk.id for hit in found.search("same", 4)] == sorted(ids)[:4]
+    assert [hit.chunk.id for hit in found.search("same", 400)] == sorted(ids)
+
+
+@pytest.mark.parametrize("query", ["", "the of is", "unheard-of", "¿?", "\0"])
+def test_a_query_without_a_known_term_finds_nothing(indexed, query):
+    assert indexed(chunk("words"), chunk("other words")).search(query, 3) == []
+
+
+def test_no_hits_are_asked_for_and_none_come(indexed):
+    assert indexed(chunk("words"), chunk("others")).search("words", 0) == []
+
+
+VOCABULARY = st.sampled_from(["ant", "bee", "cow", "dog", "eel", "fox.gnu"])
+TEXTS = st.lists(VOCABULARY, min_size=1, max_size=8).map(" ".join)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(TEXTS, min_size=1, max_size=12, unique=True), TEXTS, st.integers(1, 14))
+def test_hits_are_all_that_share_a_term_best_first(tmp_path_factory, bodies, query, k):
+    folder = tmp_path_factory.mktemp("index")
+    build([chunk(body) for body in bodies], folder, 1.5, 0.75)
+    hits = Index.open(folder).search(query, k)
+    sharing = [body for body in bodies if set(terms(body)) & set(terms(query))]
+    assert len(hits) == min(k, len(sharing))
+    assert set(texts(hits)) <= set(sharing)
+    assert [(-h.score, h.chunk.id) for h in hits] == sorted((-h.score, h.chunk.id) for h in hits)
+    assert hits == Index.open(folder).search(query, 99)[:k]
+
+
+# --- run and files -------------------------------------------------------------------------------
+
+
+def run(tmp_path, chunks, cfg=CONFIG):
+    store.write(tmp_path / "retrieval.jsonl", chunks)
+    return index.run(cfg, tmp_path / "retrieval.jsonl", tmp_path / "out"), tmp_path / "out"
+
+
+def test_run_indexes_what_has_words_and_counts_the_rest(tmp_path):
+    given = [chunk("one"), chunk("two"), chunk("---", id="x"), chunk("two"), chunk("three")]
+    metrics, out = run(tmp_path, given)
+    assert metrics == {"num_chunks": 3, "num_rejects": 2, "num_terms": 3}
+    rejects = list(store.read(out / "rejects.jsonl", Reject))
+    assert [row.reason for row in rejects] == ["no word to find it by", "its id stands twice"]
+
+
+def test_too_many_rejects_fail_the_stage_and_so_does_nothing_to_index(tmp_path):
+    with pytest.raises(PipelineError, match=r"index\.max_reject_rate: 2 of 3 chunks rejected"):
+        run(tmp_path, [chunk("word"), chunk("!"), chunk("?")])
+    with pytest.raises(PipelineError, match="nothing to index"):
+        run(tmp_path, [])
+    with pytest.raises(PipelineError, match=r"nowhere\.jsonl: no such file"):
+        index.run(CONFIG, tmp_path / "nowhere.jsonl", tmp_path)
+
+
+def test_the_files_are_arrays_and_json_and_the_order_of_the_chunks_does_not_show(tmp_path):
+    chunks = [chunk(f"word{n} and more") for n in range(20)]
+    build(chunks, tmp_path / "a", 1.5, 0.75)
+    build(chunks[::-1], tmp_path / "b", 1.5, 0.75)
+    assert store.digest(tmp_path / "a") == store.digest(tmp_path / "b")
+    for path in (tmp_path / "a").iterdir():
+        match path.suffix:
+            case ".npy":
+                assert np.load(path, allow_pickle=False).dtype.kind in "fi"
+            case ".jsonl":
+                assert len(list(store.read(path, Chunk))) == 20
+            case _:
+                assert json.loads(path.read_text())
+
+
+def test_a_missing_a_broken_and_a_pickled_index_are_told_in_a_line(tmp_path):
+    with pytest.raises(PipelineError, match=r"index\.json: no such file; `dvc repro` makes it"):
+        Index.open(tmp_path)
+    build([chunk("words")], tmp_path, 1.5, 0.75)
+    np.save(tmp_path / "data.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(PipelineError, match=r"data\.npy: not an array of numbers"):
+        Index.open(tmp_path)
+    (tmp_path / "data.npy").write_bytes(b"")
+    with pytest.raises(PipelineError, match=r"data\.npy: not an array of numbers"):
+        Index.open(tmp_path)
+    build([chunk("words")], tmp_path, 1.5, 0.75)
+    store.write_json(tmp_path / "vocabulary.json", ["more", "words"])
+    with pytest.raises(PipelineError, match="not of one index"):
+        Index.open(tmp_path)

@@ -1,0 +1,676 @@
+"""Partitions before questions, grounded facts, held-out wordings, and no call paid twice."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat import Call, config, good, serving, steps
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import llm, synthesize
+from stages.core import config as configuration
+from stages.core import progress, store
+from stages.core.errors import PipelineError
+from stages.core.records import Assignment, Chunk, Document, Example, Heading, Reject, identify
+from stages.llm.outline import writing
+from stages.synthesize import examples, facts, partition
+
+ROOT = Path(__file__).parent.parent
+SUBJECTS = ("apple", "birch", "cedar", "daisy", "elder", "fern")
+SUBJECTS += ("grape", "hazel", "iris", "jasmine", "kale", "lilac")
+OUTLINE = llm.Outline(kind="outline")
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setenv("TEST_KEY", "sk-secret-0815")
+    return tmp_path
+
+
+def settings(**changes: Any) -> synthesize.Config:
+    keys = {
+        "seed": 0,
+        "duplicate_threshold": 0.7,
+        "validation_share": 0.1,
+        "test_share": 0.2,
+        "num_held_forms": 1,
+        "max_answer_words": 60,
+        "max_facts": None,
+        "max_facts_per_page": None,
+        "num_validation": None,
+        "num_same_fact": None,
+        "num_held_out": None,
+        "max_reject_rate": 0.5,
+    }
+    cfg = configuration.load({"synthesize": keys | changes}, "synthesize", synthesize.Config)
+    assert isinstance(cfg, synthesize.Config)
+    return cfg
+
+
+def page(name: str, extra: str = "") -> Document:
+    text = f"""# The {name} – “{name}”
+
+The page about {name} says how the {name} grows.
+
+## How to plant the {name}
+
+The {name} is planted in {name} soil, at {len(name)} in the morning.{extra}
+
+To water the {name}:
+
+```bash
+make water NAME={name}
+```
+
+## Keys of {name}
+
+| key | default | meaning |
+|---|---|---|
+| `{name}.depth` | `{len(name)}` | How deep the {name} stands, in cm. |
+| `{name}.tool` | `spade` | What the {name} is dug with. |
+
+- **{name} root**: The part of the {name} under the ground.
+"""
+    headings = []
+    for match in re.finditer(r"(?m)^(#+) (.+)$", text):
+        start = len(text[: match.start()].encode())
+        headings.append(
+            Heading(start=start, level=len(match[1]), title=match[2], anchor=match[2].lower())
+        )
+    url = f"http://site.test/{name}.html"
+    return Document(
+        id=identify(url),
+        url=url,
+        title=f"The {name} – “{name}”",
+        text=text,
+        source="test",
+        headings=tuple(headings),
+    )
+
+
+def chunks_of(document: Document) -> list[Chunk]:
+    """One for the head of the page with its first section, one for the rest."""
+    data = document.text.encode()
+    cut = document.headings[2].start
+    spans = [(0, cut, document.headings[:1]), (cut, len(data), document.headings[::2])]
+    return [
+        Chunk(
+            id=identify(document.id, data[start:end].decode()),
+            document_id=document.id,
+            start=start,
+            end=end,
+            heading_path=tuple(heading.title for heading in path),
+            url=document.url,
+            text=data[start:end].decode(),
+            num_tokens=1,
+        )
+        for start, end, path in spans
+    ]
+
+
+class Site:
+    """Inputs and an output folder on the disk."""
+
+    def __init__(self, folder: Path, documents: list[Document]) -> None:
+        self.folder = folder
+        self.documents = documents
+        self.review = folder / "review.jsonl"
+        self.out = folder / "out"
+        folder.mkdir(exist_ok=True)
+        self.review.touch()
+        store.write(folder / "documents.jsonl", documents)
+        store.write(folder / "chunks.jsonl", [c for d in documents for c in chunks_of(d)])
+
+    def run(self, teacher: llm.Config = OUTLINE, **changes: Any) -> dict[str, float]:
+        return synthesize.run(
+            settings(**changes),
+            teacher,
+            self.folder / "documents.jsonl",
+            self.folder / "chunks.jsonl",
+            self.review,
+            self.out,
+        )
+
+    def examples(self, name: str) -> list[Example]:
+        return list(store.read(self.out / f"{name}.jsonl", Example))
+
+    def rejects(self) -> list[Reject]:
+        return list(store.read(self.out / "rejects.jsonl", Reject))
+
+    def reasons(self) -> Counter[str]:
+        return Counter(reject.reason for reject in self.rejects())
+
+    def partition_of(self) -> dict[str, str]:
+        rows = store.read(self.out / "assignment.jsonl", Assignment)
+        return {row.document_id: row.partition for row in rows}
+
+
+@pytest.fixture
+def site(workspace: Path) -> Site:
+    return Site(workspace / "site", [page(name) for name in SUBJECTS])
+
+
+# --- partitions --------------------------------------------------------------------------------
+
+
+def assign(documents: list[Document], seed: int = 0) -> dict[str, str]:
+    rows = partition.assign(documents, seed, 0.1, 0.2, 0.7)
+    return {row.document_id: row.partition for row in rows}
+
+
+NAMES = st.lists(st.from_regex(r"[a-z]{3,9}", fullmatch=True), min_size=3, max_size=12, unique=True)
+
+
+@given(NAMES, st.integers(0, 99), st.randoms(use_true_random=False))
+def test_an_edit_of_one_page_moves_no_other(names: list[str], seed: int, random: Any) -> None:
+    documents = [page(name) for name in names]
+    edited = random.choice(names)
+    changed = [page(name, " " + "New words." * (name == edited)) for name in names]
+    random.shuffle(changed)
+    assert assign(documents, seed) == assign(changed, seed)
+
+
+@given(NAMES, st.integers(0, 99))
+def test_a_small_site_still_has_all_three_partitions(names: list[str], seed: int) -> None:
+    assert set(assign([page(n) for n in names], seed).values()) == {"train", "validation", "test"}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_site_of_one_or_two_pages_is_trained_on(count: int) -> None:
+    assert set(assign([page(name) for name in SUBJECTS[:count]]).values()) <= {"train"}
+
+
+def test_a_large_site_is_divided_by_the_shares() -> None:
+    documents = [page(f"tree{number:04}x") for number in range(600)]
+    counts = Counter(assign(documents).values())
+    assert 85 < counts["test"] < 155 and 35 < counts["validation"] < 85
+
+
+def test_a_new_page_moves_at_most_the_two_that_fill_an_empty_partition() -> None:
+    documents = [page(f"tree{number:04}x") for number in range(200)]
+    before, after = assign(documents), assign([*documents, page("newcomer")])
+    assert {id: after[id] for id in before} == before
+
+
+def test_near_duplicates_share_a_cluster_named_by_its_smallest_id() -> None:
+    originals = [page(name) for name in SUBJECTS]
+    copies = []
+    for document in originals[:4]:
+        text = document.text.replace("in the morning", "every morning")
+        url = document.url + "?print=1"
+        copies.append(document.model_copy(update={"id": identify(url), "url": url, "text": text}))
+    rows = partition.assign([*originals, *copies], 3, 0.1, 0.2, 0.7)
+    clusters = {row.document_id: row.cluster_id for row in rows}
+    partitions = {row.document_id: row.partition for row in rows}
+    for document, copy in zip(originals, copies, strict=False):
+        assert clusters[document.id] == clusters[copy.id] == min(document.id, copy.id)
+        assert partitions[document.id] == partitions[copy.id]
+    assert len(set(clusters.values())) == len(originals)
+
+
+# --- the stage with the outline teacher --------------------------------------------------------
+
+
+def test_every_part_is_written_and_the_metrics_count_it(site: Site) -> None:
+    metrics = site.run()
+    train, test = site.examples("train"), site.examples("test")
+    tracks = Counter(example.track for example in test)
+    assert metrics == {
+        "num_documents": 12,
+        "num_clusters": 12,
+        "num_facts": len(train) / 6,
+        "num_train": len(train),
+        "num_validation": len(site.examples("validation")),
+        "num_test_same_fact": tracks["same_fact"],
+        "num_test_held_out": tracks["held_out"],
+        "num_rejects": len(site.rejects()),
+    }
+    assert min(metrics.values()) > 0 or site.rejects() == []
+    assert (site.out / "preferences.jsonl").read_text() == ""
+    assert {e.kind for e in train} == {"factual", "howto", "definition", "code", "dialogue"}
+    every = [e for name in ("train", "validation", "test") for e in site.examples(name)]
+    assert len({example.id for example in every}) == len(every)
+
+
+def test_evidence_is_the_documents_bytes(site: Site) -> None:
+    site.run()
+    texts = {document.id: document.text.encode() for document in site.documents}
+    spans = [
+        span
+        for name in ("train", "validation", "test")
+        for example in site.examples(name)
+        for span in example.evidence
+    ]
+    assert len(spans) > 200
+    for span in spans:
+        assert texts[span.document_id][span.start : span.end] == span.text.encode() != b""
+
+
+def test_train_and_same_fact_come_of_train_pages_and_held_out_of_test_pages(site: Site) -> None:
+    site.run()
+    partitions = site.partition_of()
+
+    def pages(name: str, track: str | None) -> set[str]:
+        rows = [example for example in site.examples(name) if example.track == track]
+        assert rows
+        return {partitions[span.document_id] for example in rows for span in example.evidence}
+
+    assert pages("train", None) == {"train"}
+    assert pages("validation", None) == {"validation"}
+    assert pages("test", "same_fact") == {"train"}
+    assert pages("test", "held_out") == {"test"}
+
+
+ROWS = {
+    "howto": ("howto",),
+    "factual": ("clause", "topic", "question"),
+    "definition": ("definition",),
+    "code": ("code",),
+    "dialogue": ("follow_up",),
+}
+
+
+def fits(kind: str, place: int, question: str) -> bool:
+    forms = [writing.FORMS[row][place] for row in ROWS[kind]]
+    return any(
+        re.fullmatch(re.escape(form).replace(re.escape("{x}"), ".+"), question) for form in forms
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_wording_form_of_the_same_fact_test_occurs_nowhere_in_training(
+    site: Site, seed: int
+) -> None:
+    site.run(seed=seed)
+    held = examples.held_forms(seed, 1)
+    trained = site.examples("train") + site.examples("validation")
+    tested = [example for example in site.examples("test") if example.track == "same_fact"]
+    for kind, (place,) in ((kind, tuple(places)) for kind, places in held.items()):
+        assert place > 0  # the plainest question is always trained
+        assert [e for e in tested if e.kind == kind]
+        assert all(fits(kind, place, e.question) for e in tested if e.kind == kind)
+        assert not [e.question for e in trained if fits(kind, place, e.question)]
+    # Every question tested there asks for a fact that is trained.
+    facts = {(e.kind, e.answer, e.chunk_ids) for e in trained}
+    assert {(e.kind, e.answer, e.chunk_ids) for e in tested} <= facts
+
+
+def test_which_forms_are_held_out_follows_the_seed_and_the_kind() -> None:
+    drawn = [examples.held_forms(seed, 1) for seed in range(30)]
+    assert {place for held in drawn for places in held.values() for place in places} == set(
+        range(1, 7)
+    )
+    assert any(len({tuple(places) for places in held.values()}) > 1 for held in drawn)
+    assert all(len(places) == 3 for places in examples.held_forms(0, 3).values())
+
+
+def test_messages_end_with_the_answer_and_a_dialogue_has_earlier_turns(site: Site) -> None:
+    site.run()
+    for example in site.examples("train"):
+        *turns, question, answer = example.messages
+        assert (question.role, question.content) == ("user", example.question)
+        assert (answer.role, answer.content) == ("assistant", example.answer)
+        assert [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
+        assert bool(turns) == (example.kind == "dialogue")
+
+
+def test_no_question_has_two_answers_and_none_is_asked_twice(site: Site) -> None:
+    site.run()
+    every = [e for name in ("train", "validation", "test") for e in site.examples(name)]
+    asked = Counter(tuple(m.content for m in e.messages[:-1]) for e in every)
+    assert max(asked.values()) == 1
+
+
+def test_a_fact_on_two_pages_is_kept_once_and_a_contradiction_not_at_all(workspace: Path) -> None:
+    documents = [page(name) for name in SUBJECTS]
+    train = [d for d in documents if assign(documents)[d.id] == "train"]
+    same = "\n\n## How to feed the trees\n\nAll trees are fed at noon with care.\n"
+    other = "\n\n## What the moss eats\n\nThe moss eats {}, and nothing else.\n"
+    for place, document in enumerate(train[:2]):
+        text = document.text + same + other.format(["wood", "stone"][place])
+        index = documents.index(document)
+        documents[index] = document.model_copy(update={"text": text})
+    site = Site(workspace / "site", documents)
+    site.run()
+    questions = Counter(e.question for e in site.examples("train"))
+    assert questions["How do I feed the trees?"] == 1
+    assert not [question for question in questions if "the moss eats" in question]
+    reasons = site.reasons()
+    # Two dialogues repeat or contradict each other too: only the headings are counted here.
+    asked = Counter((reject.reason, reject.detail) for reject in site.rejects())
+    assert asked["same question and answer", "How do I feed the trees?"] == 1
+    assert asked["same question, different answers", "Can you say what the moss eats?"] == 2
+    assert set(reasons) == {"same question and answer", "same question, different answers"}
+
+
+def test_a_long_answer_that_is_trained_is_not_tested_as_held_out(workspace: Path) -> None:
+    documents = [page(name) for name in SUBJECTS]
+    partitions = assign(documents)
+    shared = "Every tree of the garden is cut back before the first frost."
+    for index, document in enumerate(documents):
+        if partitions[document.id] in ("train", "test"):
+            title = f"How to prune {document.url[17:20]} trees"
+            text = document.text + f"\n\n## {title}\n\n{shared}\n"
+            documents[index] = document.model_copy(update={"text": text})
+    site = Site(workspace / "site", documents)
+    site.run()
+    held_out = [example for example in site.examples("test") if example.track == "held_out"]
+    assert shared in {example.answer for example in site.examples("train")}
+    assert held_out and shared not in {example.answer for example in held_out}
+    assert site.reasons()["answer stands in train"] > 0
+
+
+def test_maxima_hold_and_a_smaller_number_of_facts_is_part_of_a_larger(site: Site) -> None:
+    def questions(**changes: Any) -> set[str]:
+        site.run(**changes)
+        return {example.question for example in site.examples("train")}
+
+    few, more = questions(max_facts=10), questions(max_facts=20)
+    assert len(few) == 60 and len(more) == 120 and few < more
+    metrics = site.run(max_facts_per_page=2, num_same_fact=5, num_held_out=2, num_validation=1)
+    assert metrics["num_test_same_fact"] == 5 and metrics["num_test_held_out"] == 2
+    assert metrics["num_validation"] == 1
+    per_page = Counter(
+        document
+        for document, _, _ in {
+            (e.evidence[0].document_id, e.answer, e.kind) for e in site.examples("train")
+        }
+    )
+    assert set(per_page.values()) == {2}
+    assert {"over max_facts_per_page", "over num_same_fact"} <= set(site.reasons())
+
+
+def test_an_edited_page_changes_only_its_own_examples(site: Site) -> None:
+    site.run()
+    before = {e.id: e for name in ("train", "test") for e in site.examples(name)}
+    edited = next(d for d in site.documents if site.partition_of()[d.id] == "train")
+    name = edited.url.split("/")[-1].removesuffix(".html")
+    documents = [
+        page(name, " It likes rain.") if document is edited else document
+        for document in site.documents
+    ]
+    again = Site(site.folder, documents)
+    again.run()
+    after = {e.id: e for name in ("train", "test") for e in again.examples(name)}
+    changed = [e for id, e in (before | after).items() if before.get(id) != after.get(id)]
+    assert changed
+    assert {e.evidence[0].document_id for e in changed} == {edited.id}
+
+
+RUN = """
+import sys, pathlib
+from stages import llm, synthesize
+from stages.core import config
+from test_synthesize import settings
+folder, out = map(pathlib.Path, sys.argv[1:])
+synthesize.run(settings(), llm.Outline(kind="outline"), folder / "documents.jsonl",
+    folder / "chunks.jsonl", folder / "review.jsonl", out)
+"""
+
+
+def test_equal_inputs_give_equal_bytes_in_any_folder_and_with_any_hash_seed(site: Site) -> None:
+    folder = site.folder / "elsewhere"
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONHASHSEED": "4711", "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    subprocess.run(
+        [sys.executable, "-c", RUN, str(site.folder), str(folder / "out")],
+        cwd=folder,
+        env=environment,
+        check=True,
+    )
+    site.run()
+    assert store.digest(folder / "out") == store.digest(site.out)
+
+
+def test_a_site_that_gives_no_question_is_one_clear_line(workspace: Path) -> None:
+    document = page("apple").model_copy(update={"text": "Words without any order " * 40})
+    data = document.text
+    site = Site(workspace / "site", [page("apple")])
+    chunk = chunks_of(page("apple"))[0].model_copy(
+        update={"start": 0, "end": len(data), "text": data, "heading_path": ()}
+    )
+    store.write(site.folder / "documents.jsonl", [document])
+    store.write(site.folder / "chunks.jsonl", [chunk])
+    with pytest.raises(PipelineError, match=r"no training question came of 1 chunks .*no facts"):
+        site.run()
+    assert site.reasons() == {"no facts": 1}
+
+
+def test_a_chunk_of_another_version_of_its_page_is_a_reject(site: Site) -> None:
+    rows = list(store.read(site.folder / "chunks.jsonl", Chunk))
+    rows[0] = rows[0].model_copy(update={"start": rows[0].start + 1, "end": rows[0].end + 1})
+    rows[1] = rows[1].model_copy(update={"document_id": "unknown"})
+    store.write(site.folder / "chunks.jsonl", rows)
+    site.run()
+    assert site.reasons()["not the document's text"] == 2
+
+
+def test_shares_that_leave_nothing_to_train_are_refused() -> None:
+    with pytest.raises(
+        PipelineError, match=r"synthesize: .*validation_share and test_share below 1"
+    ):
+        settings(validation_share=0.5, test_share=0.5)
+
+
+# --- reviews -----------------------------------------------------------------------------------
+
+
+def test_reviews_are_applied_by_id_and_an_unknown_id_is_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.run()
+    train = site.examples("train")
+    accepted, edited, rejected = train[0], train[1], train[2]
+    decisions = [
+        {"example_id": accepted.id, "decision": "accept"},
+        {"example_id": edited.id, "decision": "edit", "answer": "A better answer."},
+        {"example_id": rejected.id, "decision": "reject"},
+        {"example_id": "gone", "decision": "reject"},
+    ]
+    site.review.write_text("".join(json.dumps(decision) + "\n" for decision in decisions))
+    notes: list[str] = []
+    monkeypatch.setattr(progress, "note", notes.append)
+    site.run()
+    after = {example.id: example for example in site.examples("train")}
+    assert after[accepted.id] == accepted
+    assert after[edited.id].answer == after[edited.id].messages[-1].content == "A better answer."
+    assert rejected.id not in after and len(after) == len(train) - 1
+    assert site.reasons()["rejected in review"] == 1
+    assert [note for note in notes if "1 decisions name no example" in note and "gone" in note]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"example_id": "a", "decision": "edit"}',
+        '{"example_id": "a", "decision": "reject", "answer": "x"}',
+        '{"example_id": "a", "decision": "perhaps"}',
+    ],
+)
+def test_a_review_that_says_nothing_clear_is_named_by_file_and_line(site: Site, row: str) -> None:
+    site.review.write_text('{"example_id": "b", "decision": "accept"}\n' + row + "\n")
+    with pytest.raises(PipelineError, match=r"review\.jsonl:2: "):
+        site.run()
+
+
+# --- the stage with a model --------------------------------------------------------------------
+
+
+def fact(subject: str, evidence: str, **changes: Any) -> dict[str, Any]:
+    row = {
+        "kind": "factual",
+        "history": [],
+        "forms": [f"Wording {place} of {subject}?" for place in range(7)],
+        "answer": f"It is about the {subject}.",
+        "evidence": evidence,
+    }
+    return row | changes
+
+
+def subject_of(call: Call, number: int) -> tuple[str, str]:
+    """The page's subject and the chunk, of the prompt that the server was sent."""
+    content = call.server.bodies[number - 1]["messages"][-1]["content"]
+    head, _, chunk = content.partition("\n\n")
+    return head.split("The ")[1].split(" ")[0], chunk
+
+
+def test_replies_are_accepted_repaired_or_rejected_and_the_counts_reconcile(site: Site) -> None:
+    def answer(call: Call, number: int) -> None:
+        name, chunk = subject_of(call, number)
+        if not chunk.startswith("# The"):
+            call.reply('{"facts": []}')
+            return
+        evidence = f"The page about {name} says how the {name} grows."
+        good = fact(name, evidence)
+        match name:
+            case "apple":
+                call.reply("no JSON at all")
+            case "birch":
+                call.fail(400)
+            case "cedar":
+                call.reply(json.dumps({"facts": [good]}), finish_reason="length")
+            case "daisy":
+                call.reply("Here you are:\n```json\n" + json.dumps({"facts": [good]}) + "\n```")
+            case "elder":  # the blanks of the copy differ
+                call.reply(json.dumps([fact(name, evidence.replace(" ", "\n "))]))
+            case "fern":
+                bad = [
+                    fact("fern a", "This sentence stands nowhere."),
+                    fact("fern b", evidence, forms=["one", "two"]),
+                    fact("fern c", evidence, kind="poem"),
+                    fact("fern d", evidence, kind="dialogue"),
+                    fact("fern e", evidence, answer="word " * 61),
+                    "not a fact",
+                ]
+                call.reply(json.dumps({"facts": [*bad, good]}))
+            case _:
+                call.reply(json.dumps({"facts": [good]}))
+
+    with serving(answer) as server:
+        metrics = site.run(config(server.address), seed=3)
+        assert len(server.bodies) == 24
+    reasons = site.reasons()
+    assert {reason: reasons[reason] for reason in reasons} == {
+        "reply is not JSON facts": 1,
+        "refused by the teacher": 1,
+        "reply cut off": 1,
+        "evidence not in the chunk": 1,
+        "malformed fact": 4,
+        "answer too long": 1,
+        "no facts": 12,
+    }
+    every = [e for name in ("train", "validation", "test") for e in site.examples(name)]
+    answers = {example.answer for example in every}
+    assert answers == {f"It is about the {name}." for name in SUBJECTS[3:]}
+    (elder,) = {e.evidence for e in every if "elder" in e.answer}
+    assert elder[0].text == "The page about elder says how the elder grows."
+    assert metrics["num_rejects"] == sum(reasons.values())
+
+
+def test_too_many_unusable_replies_fail_the_stage(site: Site) -> None:
+    said = pytest.raises(PipelineError, match=r"synthesize\.max_reject_rate: 24 of 24")
+    with serving(steps(good)) as server, said:  # "A span." is no JSON
+        site.run(config(server.address))
+    assert site.reasons() == {"reply is not JSON facts": 24}
+
+
+def test_a_killed_run_makes_no_stored_call_again(site: Site, workspace: Path) -> None:
+    """kill -9 in the middle: what had reached the ledger is never asked for again."""
+    enough = threading.Event()
+    open_gate = threading.Event()
+
+    def answer(call: Call, number: int) -> None:
+        if number > 10:
+            enough.set()
+            open_gate.wait(60)
+        name, chunk = subject_of(call, number)
+        passage = next(line for line in chunk.splitlines() if line.strip())
+        call.reply(json.dumps({"facts": [fact(f"{name} {passage}", passage)]}))
+
+    script = RUN.replace('llm.Outline(kind="outline")', "config(ADDRESS)").replace(
+        "from test_synthesize", "from chat import config\nfrom test_synthesize"
+    )
+    with serving(answer) as server:
+        script = script.replace("ADDRESS", repr(server.address))
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(site.folder), str(site.out)],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
+        )
+        assert enough.wait(60)
+        while len(stored(workspace)) < 10:  # the ten that were answered are on their way
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        paid = stored(workspace)
+        before = len(server.bodies)
+        open_gate.set()
+        site.run(config(server.address))
+        asked_again = [prompt_of(body) for body in server.bodies[before:]]
+        assert len(paid) >= 10 and not set(asked_again) & paid
+        # What was in flight at the kill, at most as many as run at once, is asked twice; no other.
+        assert len(server.bodies) <= 24 + config(server.address).concurrency
+        assert len(asked_again) == 24 - len(paid)
+        site.run(config(server.address))
+        assert len(server.bodies) == before + len(asked_again)
+
+
+def stored(workspace: Path) -> set[str]:
+    path = workspace / ".cache" / "ledger.db"
+    if not path.exists():
+        return set()
+    ledger = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
+    try:
+        rows = ledger.execute("SELECT request FROM calls").fetchall()
+    except sqlite3.OperationalError:  # the table is just being made
+        rows = []
+    finally:
+        ledger.close()
+    return {prompt_of(json.loads(request)["body"]) for (request,) in rows}
+
+
+def prompt_of(body: dict[str, Any]) -> str:
+    return json.dumps(body["messages"])
+
+
+# --- evidence ----------------------------------------------------------------------------------
+
+
+@given(st.text(), st.text(min_size=1), st.text(), st.data())
+def test_evidence_found_in_a_chunk_is_its_documents_bytes(
+    before: str, text: str, after: str, data: st.DataObject
+) -> None:
+    document = (before + text + after).encode()
+    start = len(before.encode())
+    chunk = Chunk(
+        id="c",
+        document_id="d",
+        start=start,
+        end=start + len(text.encode()),
+        heading_path=(),
+        url="",
+        text=text,
+        num_tokens=1,
+    )
+    first = data.draw(st.integers(0, len(text)))
+    last = data.draw(st.integers(first, len(text)))
+    passage = text[first:last]
+    for copied in (passage, "\n ".join(passage.split())):
+        found = facts.ground(chunk, copied)
+        assert (found is None) == (not passage.split())
+        if found is not None:
+            assert document[found.start : found.end] == found.text.encode()
+            assert found.text.split() == passage.split()
+    assert facts.ground(chunk, text + "x") is None
