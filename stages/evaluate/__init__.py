@@ -71,9 +71,9 @@ def run(
     store.write(out / "answers.jsonl", answers)
     store.write(out / "rejects.jsonl", rejects)
 
-    scorer = rouge.scorer(cfg.stemming)
+    scorer = rouge.Scorer(cfg.stemming)
     scores = {
-        (row.system, row.example_id): rouge.score(row.answer, row.reference, scorer)
+        (row.system, row.example_id): scorer.score(row.answer, row.reference)
         for row in answers
     }
     metrics = summarize(cfg.systems, examples, scores)

@@ -1,0 +1,181 @@
+"""Evaluate: means by track, the verdict in words, the report. The run itself: test_pipeline.py."""
+
+import json
+import random
+
+import pytest
+
+from stages import evaluate
+from stages.core import model, store
+from stages.core.errors import PipelineError
+from stages.core.records import Answer, Evidence, Example, Message
+from stages.evaluate import report, rouge, verdict
+
+SCRATCH = model.Scratch(
+    kind="scratch",
+    tokenizer="cl100k",
+    vocab_size=600,
+    hidden_size=32,
+    num_layers=1,
+    num_heads=2,
+    context_tokens=128,
+    pretrain_epochs=1.0,
+    pretrain_learning_rate=1e-3,
+)
+
+
+def example(number, track="same_fact", page=None, answer="the answer is blue"):
+    question = f"question {number} <b>?"
+    evidence = Evidence(document_id=page or f"page{number % 12}", start=0, end=4, text="blue")
+    return Example(
+        id=f"{track}{number}",
+        kind="factual",
+        track=track,
+        messages=(
+            Message(role="user", content=question),
+            Message(role="assistant", content=answer),
+        ),
+        question=question,
+        answer=answer,
+        chunk_ids=("c",),
+        evidence=(evidence,),
+        call_id="call",
+    )
+
+
+def scored(examples, says):
+    """Scores of what each system says: a text, or a function of the example."""
+    scorer = rouge.Scorer(stemming=False)
+    return {
+        (system, e.id): scorer.score(text(e) if callable(text) else text, e.answer)
+        for system, text in says.items()
+        for e in examples
+    }
+
+
+def test_means_are_by_system_over_all_and_by_track():
+    examples = [example(1), example(2), example(3, "held_out")]
+    scores = scored(
+        examples,
+        {
+            "tuned": lambda e: e.answer if e.track == "same_fact" else "nothing",
+            "base": "nothing",
+        },
+    )
+    metrics = evaluate.summarize(("base", "tuned"), examples, scores)
+    assert metrics["tuned"]["rougeL_f1"] == pytest.approx(2 / 3)
+    assert metrics["tracks"]["same_fact"]["tuned"]["rougeL_f1"] == 1
+    assert metrics["tracks"]["held_out"]["tuned"]["rougeL_f1"] == 0
+    assert metrics["tracks"]["held_out"]["base"]["num_questions"] == 1
+
+
+def test_a_system_that_answered_nothing_is_left_out():
+    examples = [example(1)]
+    scores = scored(examples, {"base": "x"})
+    assert set(evaluate.summarize(("base", "tuned"), examples, scores)) == {"base", "tracks"}
+
+
+def judged(num, says, seed=0):
+    examples = [example(n) for n in range(num)]
+    found = verdict.judge(
+        ("quote", "base", "base_rag", "tuned"),
+        examples,
+        scored(examples, says),
+        "rougeL_f1",
+        seed,
+        2000,
+    )
+    rows = found["tracks"]["same_fact"]["comparisons"]
+    return {(row["first"], row["second"]): row for row in rows}
+
+
+def sometimes_right(share):
+    return lambda e: e.answer if random.Random(e.id).random() < share else "the sky"
+
+
+def test_a_planted_gain_is_better_and_a_system_against_its_equal_is_not_shown():
+    says = {
+        "quote": sometimes_right(0.3),
+        "base": sometimes_right(0.3),
+        "base_rag": sometimes_right(0.3),
+        "tuned": sometimes_right(0.9),
+    }
+    rows = judged(120, says)
+    assert rows["tuned", "base"]["word"] == "better"
+    assert rows["tuned", "base"]["low"] > 0
+    assert "tuned is better than base: +0." in rows["tuned", "base"]["sentence"]
+    assert rows["base", "quote"]["word"] == "not shown"
+
+
+def test_a_planted_loss_is_worse():
+    rows = judged(120, {"quote": lambda e: e.answer, "tuned": "the sky"})
+    assert rows["tuned", "quote"]["word"] == "worse"
+
+
+def test_below_thirty_questions_it_is_too_few_in_words():
+    rows = judged(20, {"base": "the sky", "tuned": lambda e: e.answer})
+    assert rows["tuned", "base"]["word"] == "too few"
+    assert "too few questions or pages for a verdict" in rows["tuned", "base"]["sentence"]
+
+
+def test_the_same_scores_give_the_same_verdict_in_any_order():
+    says = {"base": sometimes_right(0.4), "tuned": sometimes_right(0.6)}
+    examples = [example(n) for n in range(60)]
+    shuffled = random.Random(1).sample(examples, len(examples))
+    made = [
+        json.dumps(
+            verdict.judge(("base", "tuned"), e, scored(e, says), "rougeL_f1", 3, 2000),
+            sort_keys=True,
+        )
+        for e in (examples, shuffled)
+    ]
+    assert made[0] == made[1]
+
+
+def test_another_reference_is_another_test_set():
+    assert verdict.testset_digest([example(1)]) != verdict.testset_digest([example(1, answer="x")])
+    assert verdict.testset_digest([example(1), example(2)]) == verdict.testset_digest(
+        [example(2), example(1)]
+    )
+
+
+def test_a_scratch_model_is_said_to_know_nothing_else():
+    assert "knows nothing" in report.describe(SCRATCH)
+    hub = model.Hub(kind="hub", id="org/m", revision="abc", context_tokens=512, chat_template=None)
+    assert report.describe(hub) == "Base: org/m of the hub, revision abc."
+
+
+def test_the_report_shows_tables_verdict_and_escaped_questions():
+    examples = [example(n) for n in range(40)]
+    says = {"base": "the sky", "tuned": lambda e: e.answer}
+    scores = scored(examples, says)
+    answers = [
+        Answer(
+            example_id=e.id,
+            system=system,
+            question=e.question,
+            answer="<script>alert(1)</script>",
+            reference=e.answer,
+            chunk_ids=(),
+            citations=(),
+            tokens=3,
+        )
+        for system in says
+        for e in examples
+    ]
+    found = verdict.judge(("base", "tuned"), examples, scores, "rougeL_f1", 0, 2000)
+    found["base"] = report.describe(SCRATCH)
+    metrics = evaluate.summarize(("base", "tuned"), examples, scores)
+    page = report.render(found, metrics, examples, answers, scores)
+    assert "tuned is better than base" in page
+    assert "knows nothing" in page
+    assert "<script>" not in page
+    assert "question 1 &lt;b&gt;" in page
+    assert page == report.render(found, metrics, examples, answers, scores)
+
+
+def test_an_empty_test_split_is_one_line_that_says_what_to_raise(tmp_path):
+    test = tmp_path / "test.jsonl"
+    store.write(test, [])
+    with pytest.raises(PipelineError, match=r"no test questions; raise synthesize\.num_same_fact"):
+        evaluate.run(None, None, None, test, tmp_path, tmp_path, tmp_path, tmp_path / "out")
