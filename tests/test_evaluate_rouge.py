@@ -38,7 +38,7 @@ def parity_pairs(count, seed):
 
 def largest_gap(pairs, stemming):
     oracle = rouge_scorer.RougeScorer(rouge.NAMES, use_stemmer=stemming)
-    ours = rouge.scorer(stemming)
+    ours = rouge.Scorer(stemming)
     gap = 0.0
     for answer, reference in pairs:
         expected, found = oracle.score(reference, answer), ours.score(answer, reference)
@@ -110,7 +110,7 @@ def test_choosing_the_wrong_longest_common_subsequence_is_caught(monkeypatch):
 
 
 def test_the_worked_example_of_the_issue():
-    found = rouge.scorer(False).score(
+    found = rouge.Scorer(False).score(
         "AI accelerators facilitate extensive text processing in large language models",
         "Large language models use AI accelerators for improved processing and training.",
     )
@@ -122,7 +122,7 @@ def test_the_worked_example_of_the_issue():
 @settings(deadline=None)
 @given(answer=st.text(max_size=60), reference=st.text(max_size=60), stemming=st.booleans())
 def test_precision_and_recall_change_places_with_the_texts(answer, reference, stemming):
-    scorer = rouge.scorer(stemming)
+    scorer = rouge.Scorer(stemming)
     there, back = scorer.score(answer, reference), scorer.score(reference, answer)
     for name in ("rouge1", "rouge2", "rougeL"):  # Lsum is not symmetric: its union is by reference
         assert there[f"{name}_precision"] == back[f"{name}_recall"]
@@ -132,7 +132,7 @@ def test_precision_and_recall_change_places_with_the_texts(answer, reference, st
 @settings(deadline=None)
 @given(answer=LINES, reference=LINES)
 def test_every_figure_is_a_fraction_and_no_longer_run_is_commoner(answer, reference):
-    found = rouge.scorer(False).score(answer, reference)
+    found = rouge.Scorer(False).score(answer, reference)
     assert all(0 <= value <= 1 for value in found.values())
     assert found["rougeL_recall"] <= found["rouge1_recall"]
     assert found["rougeLsum_recall"] <= found["rouge1_recall"]
@@ -141,7 +141,7 @@ def test_every_figure_is_a_fraction_and_no_longer_run_is_commoner(answer, refere
 @settings(deadline=None)
 @given(text=LINES, stemming=st.booleans())
 def test_a_text_is_wholly_like_itself(text, stemming):
-    scorer = rouge.scorer(stemming)
+    scorer = rouge.Scorer(stemming)
     found = scorer.score(text, text)
     num_tokens = len(scorer.tokenize(text))
     for name, needed in (("rouge1", 1), ("rouge2", 2), ("rougeL", 1), ("rougeLsum", 1)):

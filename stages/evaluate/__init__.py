@@ -73,8 +73,7 @@ def run(
 
     scorer = rouge.Scorer(cfg.stemming)
     scores = {
-        (row.system, row.example_id): scorer.score(row.answer, row.reference)
-        for row in answers
+        (row.system, row.example_id): scorer.score(row.answer, row.reference) for row in answers
     }
     metrics = summarize(cfg.systems, examples, scores)
     store.write_json(out / "metrics.json", metrics)

@@ -80,14 +80,6 @@ class Scorer:
         return [tokens for line in text.split("\n") if (tokens := self.tokenize(line))]
 
 
-def scorer(stemming: bool) -> Scorer:
-    return Scorer(stemming)
-
-
-def score(answer: str, reference: str, scorer: Scorer) -> dict[str, float]:
-    return scorer.score(answer, reference)
-
-
 def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each figure over the rows, which are not empty."""
     return {name: fmean(row[name] for row in rows) for name in rows[0]}
