@@ -8,12 +8,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 from stages import console, pipeline
 from stages.core import config, progress, store, tracking
 from stages.core.errors import PipelineError
-from stages.core.records import Message
+from stages.core.records import Message, System, Track
 
 if TYPE_CHECKING:  # a stage's process imports no more than its stage
     from stages.answer import Response
@@ -185,7 +185,8 @@ def run_pipeline(parsed: argparse.Namespace) -> None:
         [(s, "restored" if t is None else f"{t:.1f}") for s, t in seconds.items()],
     )
     judged = store.read_json(Path("data/evaluate/verdict.json"))
-    for track, found in judged["tracks"].items():
+    for track in get_args(Track):
+        found = judged["tracks"].get(track, {"comparisons": []})
         print(f"Verdict on {track} (ROUGE-L F1):")
         for comparison in found["comparisons"]:
             print(f"  {comparison['sentence']}")
@@ -196,11 +197,13 @@ def run_pipeline(parsed: argparse.Namespace) -> None:
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
     names = ("rouge1_f1", "rouge2_f1", "rougeL_f1", "rougeLsum_f1")
-    for track, systems in metrics["tracks"].items():
-        rows = [
-            (system, *(f"{values[name]:.3f}" for name in names), f"{values['num_questions']}")
-            for system, values in systems.items()
-        ]
+    for track in get_args(Track):
+        systems = metrics["tracks"].get(track, {})
+        rows = []
+        for system in get_args(System):
+            if figures := systems.get(system):
+                values = [f"{figures[name]:.3f}" for name in names]
+                rows.append((system, *values, f"{figures['num_questions']}"))
         console.table(f"{track}: ROUGE F1", ("system", *(n[:-3] for n in names), "questions"), rows)
 
 
@@ -293,7 +296,8 @@ def _server(system: str, private: bool) -> "Iterator[Endpoint | None]":
     if system == "quote":
         yield None
     elif endpoint.status()["running"] or not private:
-        yield endpoint.connect(ENDPOINT)
+        with endpoint.connect(ENDPOINT) as server:
+            yield server
     else:
         print("loading the model…", file=sys.stderr)
         with endpoint.start(ENDPOINT) as server:
@@ -309,19 +313,29 @@ def _show_answer(said: "Response") -> None:
 def server_up(parsed: argparse.Namespace) -> None:
     from stages.answer import endpoint
 
-    endpoint.up(ENDPOINT, parsed.port)
+    with console.Display("up") as display:
+        progress.begin("up", display.hear)
+        print(endpoint.up(ENDPOINT, parsed.port))
 
 
 def server_down(parsed: argparse.Namespace) -> None:
     from stages.answer import endpoint
 
-    endpoint.down()
+    print("stopped" if endpoint.down() else "no server was up")
 
 
 def server_status(parsed: argparse.Namespace) -> None:
     from stages.answer import endpoint
 
-    print(endpoint.status())
+    status = endpoint.status()
+    if parsed.json:
+        print(json.dumps(status))
+    elif not status["running"]:
+        print("down; `python -m stages up` starts it")
+    else:
+        ready = "up" if status["ready"] else "loading"
+        stale = "" if status["current"] else ", with models older than data/deploy: restart it"
+        print(f"{ready} at {status['url']} ({status['engine']}){stale}; log: {status['log']}")
 
 
 if __name__ == "__main__":

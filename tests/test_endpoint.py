@@ -192,7 +192,7 @@ def test_a_server_that_dies_is_one_line_with_its_log(workspace):
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ("refuse", "tuned answered 422: too long; see"),
+        ("refuse", "tuned answered 422: too long"),
         ("tgi's refusal", "tuned answered 429: Model is overloaded; see"),
         ("proxy", "tuned answered 502: .*error.*; see"),
     ],

@@ -168,7 +168,7 @@ def test_every_key_that_we_render_is_refused_in_the_pass_through(option: str, ki
     cfg = tuning_config(option, axolotl={}, deepspeed="zero2", save_steps=5)
     model = model_config(kind, **({} if kind == "scratch" else {"chat_template": "x"}))
     rendered = recipe.tuning(cfg, model, has_validation=True)
-    for key in rendered.keys() - {"plugins"}:
+    for key in rendered.keys() - {"plugins", "optimizer"}:
         passed = cfg.model_copy(update={"axolotl": {key: 1}})
         with pytest.raises(PipelineError, match=key):
             recipe.tuning(passed, model, has_validation=True)
@@ -179,6 +179,17 @@ def test_every_key_that_we_render_is_refused_in_the_pass_through(option: str, ki
 def test_any_other_key_of_axolotl_passes_through_untouched(keys: dict[str, Any]) -> None:
     rendered = recipe.tuning(tuning_config(axolotl=keys), model_config(), has_validation=False)
     assert keys.items() <= yaml.safe_load(recipe.render(rendered)).items()
+
+
+def test_muon_trains_a_scratch_model_where_it_can_and_another_optimizer_may_be_named() -> None:
+    def chosen(cfg: Any, model: Any) -> Any:
+        return recipe.tuning(cfg, model, has_validation=False)["optimizer"]
+
+    assert chosen(tuning_config(), model_config()) == "muon"
+    assert chosen(tuning_config(deepspeed="zero1"), model_config()) == "adamw_torch_fused"
+    assert chosen(tuning_config("lora"), model_config()) == "adamw_torch_fused"
+    assert chosen(tuning_config(), model_config("hub")) == "adamw_torch_fused"
+    assert chosen(tuning_config(axolotl={"optimizer": "sgd"}), model_config()) == "sgd"
 
 
 def test_a_users_plugin_stands_beside_ours() -> None:
@@ -493,7 +504,7 @@ E1120 11:00:00.000000 99 torch/distributed/elastic/multiprocessing/api.py:1] fai
 Traceback (most recent call last):
   File "torchrun", line 7, in <module>
     raise ChildFailedError(
-torch.distributed.elastic.multiprocessing.errors.ChildFailedError: 
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
 ============================================================
 axolotl.cli.train FAILED
 """

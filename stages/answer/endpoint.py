@@ -29,6 +29,15 @@ DEFAULT_PORT = 8080
 Models = Mapping[str, Mapping[str, Any]]
 
 
+class RefusedError(PipelineError):
+    """This one question was refused, perhaps as too long; others may be asked."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.reason = reason
+        """Without the address, so that it is the same in equal runs."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """An answer, how many tokens it took, and why it ended: stop or length."""
@@ -66,7 +75,7 @@ class Endpoint:
         max_tokens: int,
         temperature: float = 0.0,
     ) -> Completion:
-        """The model's answer to a dialogue. A refusal or a dead server is a PipelineError."""
+        """The model's answer to a dialogue; RefusedError, or PipelineError if the server fails."""
         url = self.urls.get(model, self.base_url)
         asked = {
             "model": self.models[model]["id"],
@@ -86,6 +95,9 @@ class Endpoint:
                 f"endpoint {url}: the server has ended or cannot be reached ({_line(error)})"
                 f"{_see(self.log)}"
             ) from None
+        if response.status_code in (400, 413, 422):
+            reason = f"{model} answered {response.status_code}: {_reason(response)}"
+            raise RefusedError(f"endpoint {url}", reason)
         if response.status_code != 200:
             raise PipelineError(
                 f"endpoint {url}: {model} answered {response.status_code}: "
@@ -246,6 +258,7 @@ def _state_file() -> Path:
 
 def _state() -> dict[str, Any] | None:
     """What `up` wrote, if that server still runs; a dead one's state is removed."""
+    _reap()
     path = _state_file()
     if not path.exists():
         return None
@@ -284,6 +297,11 @@ def _sole_up() -> Iterator[None]:
 
 _left_running: list["subprocess.Popen[bytes]"] = []
 """Popen warns of a child that outlives it, which is what `up` is for."""
+
+
+def _reap() -> None:
+    """Forget those that have ended; a killed child of ours is a zombie until it is asked after."""
+    _left_running[:] = [process for process in _left_running if process.poll() is None]
 
 
 def _spawn(
@@ -380,6 +398,7 @@ def _end(pid: int, drain_s: float) -> None:
         except psutil.TimeoutExpired:
             process.kill()
             process.wait(5)
+    _reap()
 
 
 def _check_port(port: int) -> None:

@@ -126,8 +126,8 @@ def _ask(
     turns = example.messages[:-1]  # the last is the reference
     try:
         said = answering.ask(system, turns, index, server, asking)
-    except PipelineError as error:
-        return Reject(id=example.id, reason=f"{system}_unanswered", detail=str(error))
+    except serving.RefusedError as error:
+        return Reject(id=example.id, reason=f"{system}_unanswered", detail=error.reason)
     return Answer(
         example_id=example.id,
         system=system,

@@ -82,7 +82,7 @@ def tell(one: str, other: str, row: Comparison) -> str:
     gap = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}] {over}"
     more = ""
     if row.needed and row.needed > row.num_questions:
-        more = f" A difference of this size would take {row.needed} questions to show."
+        more = f" A difference of this size would take about {row.needed} questions to show."
     match row.word:
         case "better" | "worse":
             return f"{one} is {row.word} than {other}: {gap}."

@@ -89,22 +89,19 @@ def tune(cfg: Config, model: base.Config, out: Path, places: dict[str, Path]) ->
     trained = work / "model"
     # Points of a sweep share .cache/; two of them may ask for the same training.
     with filelock.FileLock(work.with_name(f"{key}.lock")):
-        try:
-            progress.note("instruction tuning; Axolotl starts in half a minute")
-            report = axolotl(
-                "tune",
-                places | {"output_dir": trained, "dataset_prepared_path": work / "prepared"},
-                num_processes=cfg.num_processes,
-            )
-            if isinstance(cfg, recipe.Lora):
-                progress.note("merging the adapter into the weights")
-                axolotl("merge", places | {"output_dir": trained}, module="axolotl.cli.merge_lora")
-                trained = trained / "merged"
-            trainer.collect(trained, out / "model")
-        except PipelineError:
-            if not cfg.save_steps:
-                shutil.rmtree(work, ignore_errors=True)
-            raise
+        if not cfg.save_steps:
+            shutil.rmtree(work, ignore_errors=True)  # of a training that was killed
+        progress.note("instruction tuning; Axolotl starts in half a minute")
+        report = axolotl(
+            "tune",
+            places | {"output_dir": trained, "dataset_prepared_path": work / "prepared"},
+            num_processes=cfg.num_processes,
+        )
+        if isinstance(cfg, recipe.Lora):
+            progress.note("merging the adapter into the weights")
+            axolotl("merge", places | {"output_dir": trained}, module="axolotl.cli.merge_lora")
+            trained = trained / "merged"
+        trainer.collect(trained, out / "model")
         shutil.rmtree(work)
     return report
 
