@@ -149,7 +149,8 @@ def run_stage(parsed: argparse.Namespace) -> None:
             status = "KILLED"
             raise
         finally:
-            if recorded and (failure := recorded.end(status, metrics)):
+            upstream = pipeline.metrics(parsed.out.parent, before=stage)
+            if recorded and (failure := recorded.end(status, metrics, upstream)):
                 display.say(failure)
         store.write_manifest(parsed.out, stage, sections, inputs, metrics)
         progress.step(1, 1, "done")
@@ -173,17 +174,20 @@ def compose_params(parsed: argparse.Namespace) -> None:
 
 
 def run_pipeline(parsed: argparse.Namespace) -> None:
-    seconds = pipeline.run(parsed.overrides, parsed.force)
+    spent = pipeline.run(parsed.overrides, parsed.force)
     metrics = store.read_json(Path("data/evaluate/metrics.json"))
     if parsed.json:
-        print(json.dumps({"seconds": seconds, "metrics": metrics}))
+        stages = {stage: row.__dict__ for stage, row in spent.items()}
+        print(json.dumps({"stages": stages, "metrics": metrics}))
         return
     _show_metrics(metrics)
-    console.table(
-        "Time per stage",
-        ("stage", "seconds"),
-        [(s, "restored" if t is None else f"{t:.1f}") for s, t in seconds.items()],
-    )
+    rows = [
+        (stage, f"{row.seconds:.1f}" if row.ran else "restored", f"{row.cost_usd:.4f}")
+        for stage, row in spent.items()
+    ]
+    total = [sum(row.seconds for row in spent.values()), sum(r.cost_usd for r in spent.values())]
+    rows.append(("together", f"{total[0]:.1f}", f"{total[1]:.4f}"))
+    console.table("Time and cost per stage", ("stage", "seconds", "USD"), rows)
     judged = store.read_json(Path("data/evaluate/verdict.json"))
     for track in get_args(Track):
         found = judged["tracks"].get(track, {"comparisons": []})

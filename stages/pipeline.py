@@ -127,8 +127,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
-def run(overrides: Sequence[str], force: bool = False) -> dict[str, float | None]:
-    """Validate, run what changed, record; seconds of each stage, None where it was restored.
+def run(overrides: Sequence[str], force: bool = False) -> dict[str, Spent]:
+    """Validate, run what changed, record; what each stage took.
 
     Without overrides it is `dvc repro`; with them `dvc exp run -S …`, so that the run has a name
     and `dvc exp show` lists it.
@@ -149,18 +149,24 @@ def run(overrides: Sequence[str], force: bool = False) -> dict[str, float | None
                 "the run stopped (the reason stands above); `dvc checkout` brings the last good "
                 "outs back, and running again goes on from here"
             )
-        recorded.log(_metrics(store.read_manifests(Path("data"))))
+        recorded.log(metrics(Path("data")))
         if Path("data/evaluate/report.html").exists():
             recorded.log_artifact(Path("data/evaluate/report.html"))
-    return {stage: seconds(stage, started) for stage in STAGES}
+    return {stage: spent(stage, started) for stage in STAGES}
 
 
 def _settings(overrides: Sequence[str]) -> list[str]:
     return [word for override in overrides for word in ("-S", override)]
 
 
+def metrics(data: Path, before: str = "") -> dict[str, float]:
+    """The metrics of all stages by `stage.name`, or of those before the one named."""
+    manifests = store.read_manifests(data)
+    stages = STAGES[: STAGES.index(before)] if before else STAGES
+    return _metrics({stage: manifests[stage] for stage in stages if stage in manifests})
+
+
 def _metrics(manifests: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The metrics of all stages, cached or not, by `stage.name`."""
     return {
         f"{stage}.{name}": value
         for stage, manifest in manifests.items()
@@ -168,14 +174,26 @@ def _metrics(manifests: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def seconds(stage: str, since: float) -> float | None:
-    """How long the stage took, if it ran after `since` (a Unix time); else None."""
+@dataclass(frozen=True)
+class Spent:
+    """What a stage took; `ran` is false where its outs were there already or restored."""
+
+    ran: bool
+    seconds: float = 0
+    cost_usd: float = 0
+
+
+def spent(stage: str, since: float) -> Spent:
+    """What the stage took after `since` (a Unix time), from its progress."""
     try:
-        rows = store.workspace("progress", f"{stage}.jsonl").read_text().splitlines()
+        lines = store.workspace("progress", f"{stage}.jsonl").read_text().splitlines()
     except FileNotFoundError:
-        return None
-    times = [float(json.loads(row)["time"]) for row in rows]
-    return times[-1] - times[0] if times and times[0] >= since else None
+        return Spent(ran=False)
+    rows = [json.loads(line) for line in lines]
+    if not rows or rows[0]["time"] < since:
+        return Spent(ran=False)
+    cost = sum(row["metrics"].get("cost_usd", 0) for row in rows)
+    return Spent(ran=True, seconds=rows[-1]["time"] - rows[0]["time"], cost_usd=cost)
 
 
 def _clear() -> None:

@@ -298,14 +298,19 @@ def test_a_pipe_sees_plain_lines_without_carriage_returns(tmp_path):
     assert "num_documents 30" in lines[-1]
 
 
-def test_seconds_of_a_stage_that_did_not_run_are_unknown(tmp_path, monkeypatch):
+def test_what_a_stage_took_is_read_from_its_progress_and_nothing_if_it_did_not_run(
+    tmp_path, monkeypatch
+):
     from stages import pipeline
 
     monkeypatch.chdir(tmp_path)
     began = time.time()
-    progress.begin("crawl")
+    progress.begin("synthesize")
     progress.note("started")
+    progress.step(1, 1, "chunks", cost_usd=0.25)
     progress.step(1, 1, "done")
-    assert pipeline.seconds("crawl", began - 1) is not None
-    assert pipeline.seconds("crawl", time.time() + 1) is None
-    assert pipeline.seconds("split", 0) is None
+    took = pipeline.spent("synthesize", began - 1)
+    assert took.ran
+    assert took.cost_usd == 0.25
+    assert pipeline.spent("synthesize", time.time() + 1) == pipeline.Spent(ran=False)
+    assert pipeline.spent("split", 0) == pipeline.Spent(ran=False)

@@ -22,12 +22,6 @@ from stages import pipeline
 from stages.core.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = """# @package _global_
-synthesize: {max_facts: 40, num_same_fact: 12, num_held_out: 8}
-model: {vocab_size: 600, hidden_size: 32, num_layers: 1, num_heads: 2, pretrain_epochs: 1}
-finetune: {num_epochs: 1}
-answer: {max_tokens: 12}
-"""
 
 
 def sh(project, *command, check=True, **more):
@@ -60,7 +54,7 @@ def edit(project, path, old, new):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the tracked tree, committed, with tiny settings as its default experiment."""
+    """A copy of the tracked tree, committed, with experiment=quick as its default."""
     folder = tmp_path_factory.mktemp("project")
     listed = sh(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in filter(None, listed.stdout.split("\0")):
@@ -68,8 +62,7 @@ def project(tmp_path_factory):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     (folder / ".venv-model").symlink_to(ROOT / ".venv-model")
-    (folder / "conf/experiment/tiny.yaml").write_text(TINY)
-    edit(folder, "conf/config.yaml", "experiment: null", "experiment: tiny")
+    edit(folder, "conf/config.yaml", "experiment: null", "experiment: quick")
     (folder / "dvc.lock").unlink(missing_ok=True)
     sh(folder, "git", "init", "-q")
     sh(folder, sys.executable, "-m", "stages", "params")
@@ -106,7 +99,7 @@ def runs(project, kind):
         ("split.method=x", "conf: split.method: 'x': expected 'recursive' or 'markdown'"),
         ("finetune.learning_rate=fast", "conf: finetune.learning_rate: 'fast': input should be"),
         ("spilt=recursive", "spilt: unknown key (did you mean split?)"),
-        ("experiment=nope", "experiment=nope: no such option: expected one of tiny"),
+        ("experiment=nope", "experiment=nope: no such option: expected one of quick"),
     ],
 )
 def test_an_unknown_option_key_or_value_is_one_line_that_lists_the_right_ones(
@@ -150,7 +143,7 @@ def test_the_whole_dag_runs_and_ends_with_the_table_and_what_to_do_next(project)
     done = sh(project, sys.executable, "-m", "stages", "run")
     assert ran(done) == ["params", "site", *pipeline.STAGES]
     assert "\r" not in done.stderr
-    for said in ("same_fact: ROUGE F1", "tuned_rag", "Time per stage", "Next: "):
+    for said in ("same_fact: ROUGE F1", "tuned_rag", "Time and cost per stage", "Next: "):
         assert said in done.stdout
     metrics = json.loads((project / "data/evaluate/metrics.json").read_text())
     assert set(metrics["tracks"]) == {"same_fact", "held_out"}
@@ -193,6 +186,26 @@ def test_nothing_in_the_outs_names_this_machine(project):
             text = path.read_text()
             assert str(project) not in text, path
             assert not re.search(r"127\.0\.0\.1:\d{5}", text), path
+
+
+def test_another_folder_with_an_empty_cache_and_hash_seed_gives_the_same_bytes(
+    project, tmp_path, monkeypatch
+):
+    other = tmp_path / "elsewhere"
+    sh(project, "git", "clone", "-q", ".", str(other))
+    monkeypatch.setenv("PYTHONHASHSEED", "4242")
+    sh(other, "dvc", "repro", "index", "synthesize")
+    for stage in ("site", "crawl", "split", "index", "synthesize"):
+        made = [
+            {
+                path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in (folder / "data" / stage).rglob("*")
+                if path.is_file()
+            }
+            for folder in (project, other)
+        ]
+        assert made[0], stage
+        assert made[0] == made[1], stage
 
 
 def test_a_second_repro_runs_nothing(project):

@@ -6,6 +6,7 @@ The only module that imports mlflow, and only when something is logged: the impo
 import contextlib
 import logging
 import os
+import platform
 import queue
 import subprocess
 import threading
@@ -24,6 +25,9 @@ from stages.core.progress import Step
 
 if TYPE_CHECKING:
     pass
+
+SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}
+"""Lets MLflow's UI open on the runs and their curves, not on traces of which there are none."""
 
 PIPELINE_VARIABLE = "DOCENT_RUN_ID"
 """The MLflow run of this pipeline execution, set by whoever started it."""
@@ -67,12 +71,17 @@ class Store:
             self.experiment_id = (
                 found.experiment_id
                 if found
-                else self.client.create_experiment(cfg.experiment, artifacts)
+                else self.client.create_experiment(cfg.experiment, artifacts, tags=SHOWN_AS)
             )
 
-    def start(self, name: str, kind: str, parent: str = "", **tags: str) -> str:
-        """A new run's id."""
-        tags = {"docent.kind": kind, "mlflow.runName": name, **_commit(), **tags}
+    def start(self, name: str, kind: str, parent: str = "", process: str = "") -> str:
+        """A new run's id; `process` is whose run it is, this one if not told."""
+        tags = {
+            "mlflow.runName": name,
+            "docent.kind": kind,
+            "docent.process": process or _key(psutil.Process()),
+            **_commit(),
+        }
         if parent:
             tags["mlflow.parentRunId"] = parent
         run = self.client.create_run(self.experiment_id, tags=tags)
@@ -94,19 +103,40 @@ class Store:
             params=[Param(k, str(v)[:500]) for k, v in (params or {}).items()],
         )
 
-    def pipeline(self) -> str:
-        """The run of this pipeline execution: given by who started it, or one per `dvc` process."""
+    def pipeline(self) -> tuple[str, bool]:
+        """The run of this pipeline execution, and whether someone above us will end it.
+
+        It is given by who started us, or there is one for each `dvc` process.
+        """
         if run_id := os.environ.get(PIPELINE_VARIABLE):
-            return run_id
+            return run_id, True
         owner = next((p for p in psutil.Process().parents() if store.is_dvc(p)), psutil.Process())
-        key = f"{owner.pid}-{owner.create_time():.2f}"
         with filelock.FileLock(store.root() / "mlruns" / ".mlflow.lock"):
             found = self.client.search_runs(
-                [self.experiment_id], f"tags.`docent.invocation` = '{key}'", max_results=1
+                [self.experiment_id],
+                f"tags.`docent.process` = '{_key(owner)}' and tags.`docent.kind` = 'pipeline'",
+                max_results=1,
             )
             if found:
-                return str(found[0].info.run_id)
-            return self.start("dvc repro", "pipeline", **{"docent.invocation": key})
+                return str(found[0].info.run_id), False
+            return self.start("dvc repro", "pipeline", process=_key(owner)), False
+
+    def end_abandoned(self) -> None:
+        """Mark the runs whose process was killed: nobody else would ever end them."""
+        alive = {_key(process) for process in psutil.process_iter()}
+        running = "attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([self.experiment_id], running):
+            process = run.data.tags.get("docent.process", "")
+            if process.startswith(f"{platform.node()}:") and process not in alive:
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _key(process: psutil.Process) -> str:
+    """Names a process for good: its number alone would be given away again."""
+    try:
+        return f"{platform.node()}:{process.pid}:{process.create_time():.0f}"
+    except psutil.Error:
+        return ""
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -124,7 +154,7 @@ class StageRun:
 
     def __init__(self, cfg: Mlflow, stage: str, sections: dict[str, Any], inputs: dict[str, Path]):
         self._queue: queue.Queue[Step | None] = queue.Queue()
-        self._result: tuple[str, dict[str, float]] = ("FAILED", {})
+        self._result: tuple[str, dict[str, float], dict[str, float]] = ("FAILED", {}, {})
         self._failure = ""
         self._arguments = (cfg, stage, sections, inputs)
         self._thread = threading.Thread(target=self._log, name="mlflow", daemon=True)
@@ -136,10 +166,16 @@ class StageRun:
             self._queue.put(step)
 
     def end(
-        self, status: Literal["FINISHED", "FAILED", "KILLED"], metrics: dict[str, float]
+        self,
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+        metrics: dict[str, float],
+        upstream: dict[str, float],
     ) -> str:
-        """Close the run; a line that says why nothing was recorded, or the empty string."""
-        self._result = (status, metrics)
+        """Close the run; a line that says why nothing was recorded, or the empty string.
+
+        `upstream` are the metrics of the stages before, run or restored: the parent has them too.
+        """
+        self._result = (status, metrics, upstream)
         self._queue.put(None)
         self._thread.join()
         return self._failure
@@ -156,16 +192,18 @@ class StageRun:
         self, cfg: Mlflow, stage: str, sections: dict[str, Any], inputs: dict[str, Path]
     ) -> None:
         runs = Store(cfg)
-        parent = runs.pipeline()
+        parent, ended_above = runs.pipeline()
         run_id = runs.start(stage, "stage", parent)
         runs.log(run_id, params=flatten(sections))
         self._log_inputs(runs, run_id, stage, inputs)
         while (step := self._queue.get()) is not None:
             runs.log(run_id, step.metrics, step=step.done)
-        status, metrics = self._result
+        status, metrics, upstream = self._result
         runs.log(run_id, metrics)
-        runs.log(parent, {f"{stage}.{name}": value for name, value in metrics.items()})
+        runs.log(parent, upstream | {f"{stage}.{name}": value for name, value in metrics.items()})
         runs.client.set_terminated(run_id, status)
+        if not ended_above:
+            runs.client.set_terminated(parent, status)
 
     @staticmethod
     def _log_inputs(runs: Store, run_id: str, stage: str, inputs: dict[str, Path]) -> None:
@@ -209,6 +247,7 @@ def pipeline(
         yield PipelineRun("", None)
         return
     runs = Store(cfg)
+    runs.end_abandoned()
     run_id = runs.start(name, kind, parent)
     runs.log(run_id, params=flatten(params))
     above = os.environ.get(PIPELINE_VARIABLE)

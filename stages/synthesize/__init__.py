@@ -153,6 +153,10 @@ def _ask(
         f"{usage.prompt_tokens + usage.completion_tokens} tokens, {usage.cost_usd:.4f} USD, "
         f"{usage.seconds / max(1, usage.calls):.2f} s a call"
     )
+    tokens = usage.prompt_tokens + usage.completion_tokens
+    # Not metrics of the stage: a rerun pays nothing, and equal runs have equal metrics.
+    paid = {"calls": usage.calls, "tokens": tokens, "cost_usd": usage.cost_usd}
+    progress.step(len(sound), len(sound), "chunks", **paid)
     if num_unusable > cfg.max_reject_rate * (len(written) + num_unusable):
         store.write(out / "rejects.jsonl", rejects)
         raise PipelineError(
