@@ -127,6 +127,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a stage took; `ran` is false where its outs were there already or restored."""
+
+    ran: bool
+    seconds: float = 0
+    cost_usd: float = 0
+
+
 def run(overrides: Sequence[str], force: bool = False) -> dict[str, Spent]:
     """Validate, run what changed, record; what each stage took.
 
@@ -172,15 +181,6 @@ def _metrics(manifests: dict[str, dict[str, Any]]) -> dict[str, float]:
         for stage, manifest in manifests.items()
         for name, value in manifest["metrics"].items()
     }
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What a stage took; `ran` is false where its outs were there already or restored."""
-
-    ran: bool
-    seconds: float = 0
-    cost_usd: float = 0
 
 
 def spent(stage: str, since: float) -> Spent:

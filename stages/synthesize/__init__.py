@@ -155,8 +155,12 @@ def _ask(
     )
     tokens = usage.prompt_tokens + usage.completion_tokens
     # Not metrics of the stage: a rerun pays nothing, and equal runs have equal metrics.
-    paid = {"calls": usage.calls, "tokens": tokens, "cost_usd": usage.cost_usd}
-    progress.step(len(sound), len(sound), "chunks", **paid)
+    progress.step(
+        *(len(sound), len(sound), "chunks"),
+        calls=usage.calls,
+        tokens=tokens,
+        cost_usd=usage.cost_usd,
+    )
     if num_unusable > cfg.max_reject_rate * (len(written) + num_unusable):
         store.write(out / "rejects.jsonl", rejects)
         raise PipelineError(
