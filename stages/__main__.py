@@ -166,7 +166,7 @@ def _terminated(*_: object) -> NoReturn:
 
 def compose_params(parsed: argparse.Namespace) -> None:
     # Under `dvc exp run` DVC has composed params.yaml with its overrides already.
-    if "DVC_EXP_NAME" in os.environ and Path("params.yaml").exists():
+    if "DVC_EXP_NAME" in os.environ and pipeline.PARAMS.exists():
         return
     params = pipeline.compose(parsed.overrides)
     pipeline.check(params)

@@ -108,14 +108,19 @@ def _explain(error: Exception) -> str:
     return f"conf: {message}"
 
 
-def write_params(params: dict[str, Any], path: Path = Path("params.yaml")) -> None:
+PARAMS = Path("params.yaml")
+
+
+def write_params(params: dict[str, Any]) -> None:
+    store.write_text(PARAMS, render_params(params))
+
+
+def render_params(params: dict[str, Any]) -> str:
+    """The text of params.yaml."""
     from omegaconf import OmegaConf
 
-    store.write_text(
-        path,
-        "# Composed from conf/ by `python -m stages params`; edit conf/, not this file.\n"
-        + OmegaConf.to_yaml(OmegaConf.create(params), sort_keys=False),
-    )
+    head = "# Composed from conf/ by `python -m stages params`; edit conf/, not this file.\n"
+    return head + OmegaConf.to_yaml(OmegaConf.create(params), sort_keys=False)
 
 
 # --- DVC ---------------------------------------------------------------------------------------
@@ -145,9 +150,12 @@ def run(overrides: Sequence[str], force: bool = False) -> dict[str, Spent]:
     params = compose(overrides)
     check(params)
     _clear()
-    command = ["dvc", "repro"]
     if overrides:
         command = ["dvc", "exp", "run", *_settings(overrides)]
+    else:
+        command = ["dvc", "repro"]
+        if render_params(params) != (PARAMS.read_text() if PARAMS.exists() else ""):
+            write_params(params)  # an experiment leaves its own there, which DVC takes for good
     if force:
         command.append("--force")
     tracked = config.load(params, "tracking", tracking.Config)

@@ -223,33 +223,38 @@ def test_the_metrics_and_the_plots_are_there_for_dvc(project):
 
 def test_a_changed_learning_rate_runs_finetune_and_what_follows_even_after_two_kills(project):
     edit(project, "conf/finetune/full.yaml", "learning_rate:", "learning_rate: 2.0e-3  #")
-    first = start_run(project)
-    trainer = wait_for(lambda: trainers(project))
-    dvc = next(p for p in psutil.Process(first.pid).children() if "dvc" in " ".join(p.cmdline()))
-    dvc.kill()
-    first.wait()
-    [stage] = [p for p in processes(project) if "finetune" in p.cmdline()]
-    assert stage.is_running(), "the orphan that this test is about"
+    with started_run(project) as first:
+        wait_for(lambda: trainers(first))
+        [dvc] = [p for p in first.children() if "dvc" in " ".join(p.cmdline())]
+        [stage] = [p for p in dvc.children(recursive=True) if "finetune" in p.cmdline()]
+        dvc.kill()
+    assert running(stage), "the orphan that this test is about"
 
-    second = start_run(project)
-    again = wait_for(lambda: [p for p in trainers(project) if p not in trainer])
-    assert not any(running(p) for p in (stage, *trainer)), "two writers"
-    [stage] = [p for p in processes(project) if "finetune" in p.cmdline()]
-    stage.kill()
-    second.wait()
+    with started_run(project) as second:
+        wait_for(lambda: trainers(second))
+        ours = second.children(recursive=True)
+        writers = [p for p in processes(project) if p not in ours and p != second]
+        assert not writers, "two writers"
+        assert not running(stage)
+        [stage] = [p for p in ours if "finetune" in p.cmdline()]
+        stage.kill()
 
     done = sh(project, sys.executable, "-m", "stages", "run")
     assert ran(done) == ["finetune", "deploy", "evaluate"]
-    assert not any(running(p) for p in again)
+    assert not any(running(p) for p in ours)
 
 
-def start_run(project):
-    return subprocess.Popen(
+@contextlib.contextmanager
+def started_run(project):
+    """A run in the background, which ends when something in it is killed."""
+    with subprocess.Popen(
         [sys.executable, "-m", "stages", "run"],
         cwd=project,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )
+    ) as child:
+        yield psutil.Process(child.pid)
+        child.wait(timeout=60)
 
 
 def processes(project):
@@ -257,13 +262,17 @@ def processes(project):
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.cwd() == str(project) and running(process):
+            if process.cwd().startswith(str(project)) and running(process):
                 found.append(process)
     return found
 
 
-def trainers(project):
-    return [p for p in processes(project) if any("axolotl" in word for word in p.cmdline())]
+def trainers(run):
+    """The processes under the run that train."""
+    with contextlib.suppress(psutil.Error):
+        below = run.children(recursive=True)
+        return [p for p in below if any("axolotl" in word for word in p.cmdline())]
+    return []
 
 
 def running(process):
@@ -340,7 +349,6 @@ def test_an_unreachable_site_is_one_line_and_the_last_good_outs_come_back(projec
     assert "Traceback" not in done.stderr
     assert "http://127.0.0.1:9/" in done.stderr
     assert "`dvc checkout`" in done.stderr
-    sh(project, "git", "checkout", "-q", "params.yaml", "dvc.lock", check=False)
     sh(project, "dvc", "checkout", "--force")
     assert (project / "data/crawl/documents.jsonl").read_bytes() == before
 
