@@ -57,7 +57,7 @@ check: setup ## lint, formatting, types, floors
 	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo
 
 test: setup check ## all checks and the tests, under ten minutes on two cores
-	@python -m pytest -m "not slow"
+	@python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup check ## the long tests too: real trainings, many kills
 	@python -m pytest

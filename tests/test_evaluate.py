@@ -8,8 +8,8 @@ import pytest
 from stages import evaluate
 from stages.core import model, store
 from stages.core.errors import PipelineError
-from stages.core.records import Answer, Evidence, Example, Message
-from stages.evaluate import report, rouge, verdict
+from stages.core.records import Answer, Chunk, Citation, Evidence, Example, Message
+from stages.evaluate import metrics, report, rouge, verdict
 
 SCRATCH = model.Scratch(
     kind="scratch",
@@ -62,17 +62,96 @@ def test_means_are_by_system_over_all_and_by_track():
             "base": "nothing",
         },
     )
-    metrics = evaluate.summarize(("base", "tuned"), examples, scores)
-    assert metrics["tuned"]["rougeL_f1"] == pytest.approx(2 / 3)
-    assert metrics["tracks"]["same_fact"]["tuned"]["rougeL_f1"] == 1
-    assert metrics["tracks"]["held_out"]["tuned"]["rougeL_f1"] == 0
-    assert metrics["tracks"]["held_out"]["base"]["num_questions"] == 1
+    summary = metrics.summarize(("base", "tuned"), examples, scores)
+    assert summary["tuned"]["rougeL_f1"] == pytest.approx(2 / 3)
+    assert summary["tracks"]["same_fact"]["tuned"]["rougeL_f1"] == 1
+    assert summary["tracks"]["held_out"]["tuned"]["rougeL_f1"] == 0
+    assert summary["tracks"]["held_out"]["base"]["num_questions"] == 1
 
 
 def test_a_system_that_answered_nothing_is_left_out():
     examples = [example(1)]
     scores = scored(examples, {"base": "x"})
-    assert set(evaluate.summarize(("base", "tuned"), examples, scores)) == {"base", "tracks"}
+    assert set(metrics.summarize(("base", "tuned"), examples, scores)) == {
+        "base",
+        "tracks",
+        "kinds",
+    }
+
+
+def answer(text, system="tuned", citations=(), chunk_ids=()):
+    return Answer(
+        example_id="e",
+        system=system,
+        question="q",
+        answer=text,
+        reference="The answer is blue.",
+        chunk_ids=chunk_ids,
+        citations=citations,
+        tokens=3,
+    )
+
+
+def cited(start, end, document_id="page1"):
+    return Citation(document_id=document_id, url="u", start=start, end=end)
+
+
+def chunk(id, start, end, document_id="page1"):
+    return Chunk(
+        id=id,
+        document_id=document_id,
+        start=start,
+        end=end,
+        heading_path=(),
+        url="u",
+        text="x" * (end - start),
+        num_tokens=1,
+    )
+
+
+def figures(row, chunks=()):
+    by_id = {each.id: each for each in chunks}
+    return metrics.score(row, example(1, page="page1"), by_id, rouge.Scorer(stemming=False))
+
+
+def test_exact_match_and_token_f1_ignore_case_punctuation_and_articles():
+    assert figures(answer("answer is BLUE"))["exact_match"] == 1
+    assert figures(answer("answer is blue indeed"))["exact_match"] == 0
+    assert figures(answer("answer is blue indeed"))["token_f1"] == pytest.approx(6 / 7)
+    assert figures(answer(""))["token_f1"] == 0
+
+
+def test_a_citation_is_right_where_it_overlaps_the_evidence():
+    """The evidence is bytes 0 to 4 of page1."""
+    found = figures(answer("x", citations=(cited(3, 9), cited(4, 9), cited(0, 4, "page2"))))
+    assert found["citation_precision"] == pytest.approx(1 / 3)
+    assert found["citation_recall"] == 1
+    assert figures(answer("x"))["citation_recall"] == 0
+    assert "citation_precision" not in figures(answer("x"))
+    assert "citation_recall" not in figures(answer("x", system="base"))
+
+
+def test_retrieval_is_judged_by_the_rank_of_the_first_chunk_that_overlaps_the_evidence():
+    chunks = [chunk("far", 10, 20), chunk("near", 2, 8), chunk("other", 0, 9, "page2")]
+    found = figures(answer("x", "tuned_rag", chunk_ids=("far", "other", "near")), chunks)
+    assert found["recall_at_1"] == 0
+    assert found["recall_at_3"] == 1
+    assert found["reciprocal_rank"] == pytest.approx(1 / 3)
+    nothing = figures(answer("x", "quote"), chunks)
+    assert (nothing["recall_at_3"], nothing["reciprocal_rank"]) == (0, 0)
+    assert "recall_at_1" not in figures(answer("x", "tuned", chunk_ids=("near",)), chunks)
+
+
+def test_a_figure_that_does_not_apply_to_an_answer_is_left_out_of_the_mean():
+    assert metrics.mean([{"a": 1, "b": 4}, {"a": 3}]) == {"a": 2, "b": 4}
+
+
+def test_percentiles_are_of_rouge_l():
+    rows = [{"rougeL_f1": value / 10} for value in range(11)]
+    assert metrics.percentiles(rows) == pytest.approx(
+        {"rougeL_f1_p10": 0.1, "rougeL_f1_p50": 0.5, "rougeL_f1_p90": 0.9}
+    )
+    assert metrics.percentiles(rows[:1])["rougeL_f1_p90"] == 0
 
 
 def judged(num, says, seed=0):
@@ -165,13 +244,13 @@ def test_the_report_shows_tables_verdict_and_escaped_questions():
     ]
     found = verdict.judge(("base", "tuned"), examples, scores, "rougeL_f1", 0, 2000)
     found["base"] = report.describe(SCRATCH)
-    metrics = evaluate.summarize(("base", "tuned"), examples, scores)
-    page = report.render(found, metrics, examples, answers, scores)
+    summary = metrics.summarize(("base", "tuned"), examples, scores)
+    page = report.render(found, summary, examples, answers, scores)
     assert "tuned is better than base" in page
     assert "knows nothing" in page
     assert "<script>" not in page
     assert "question 1 &lt;b&gt;" in page
-    assert page == report.render(found, metrics, examples, answers, scores)
+    assert page == report.render(found, summary, examples, answers, scores)
 
 
 def test_an_empty_test_split_is_one_line_that_says_what_to_raise(tmp_path):

@@ -148,10 +148,6 @@ def test_a_text_is_wholly_like_itself(text, stemming):
         assert found[f"{name}_f1"] == (1 if num_tokens >= needed else 0)
 
 
-def test_the_mean_is_by_figure():
-    assert rouge.mean([{"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 1.0}]) == {"a": 0.5, "b": 1.0}
-
-
 def planted_words(count, seed):
     """Words that end in what the rules of the stemmer look for, singly and in pairs."""
     rng = random.Random(seed)

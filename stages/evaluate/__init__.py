@@ -16,12 +16,10 @@ from stages.answer.endpoint import Endpoint
 from stages.answer.retrieval import Index
 from stages.core import config, model, progress, store
 from stages.core.errors import PipelineError
-from stages.core.records import Answer, Example, Reject, System, Track
-from stages.evaluate import report, rouge, verdict
+from stages.core.records import Answer, Example, Reject, System
+from stages.evaluate import metrics, report, rouge, verdict
 
 __all__ = ["Config", "run"]
-
-TRACKS: tuple[Track, ...] = ("same_fact", "held_out")
 
 METRIC = "rougeL_f1"
 """What the verdict is about."""
@@ -61,7 +59,8 @@ def run(
         )
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    answers, rejects, seconds = _ask_all(cfg, answer, examples, Index.open(index), endpoint)
+    opened = Index.open(index)
+    answers, rejects, seconds = _ask_all(cfg, answer, examples, opened, endpoint)
     if len(rejects) > cfg.max_reject_rate * len(examples) * len(cfg.systems):
         raise PipelineError(
             f"evaluate: {len(rejects)} of {len(examples) * len(cfg.systems)} questions went "
@@ -72,22 +71,25 @@ def run(
     store.write(out / "rejects.jsonl", rejects)
 
     scorer = rouge.Scorer(cfg.stemming)
+    by_id = {example.id: example for example in examples}
+    chunks = {chunk.id: chunk for chunk in opened.chunks}
     scores = {
-        (row.system, row.example_id): scorer.score(row.answer, row.reference) for row in answers
+        (row.system, row.example_id): metrics.score(row, by_id[row.example_id], chunks, scorer)
+        for row in answers
     }
-    metrics = summarize(cfg.systems, examples, scores)
-    store.write_json(out / "metrics.json", metrics)
-    store.write_text(out / "rouge.csv", _table(metrics))
+    summary = metrics.summarize(cfg.systems, examples, scores)
+    store.write_json(out / "metrics.json", summary)
+    store.write_text(out / "rouge.csv", _table(summary))
     judged = verdict.judge(cfg.systems, examples, scores, METRIC, cfg.seed, cfg.resamples)
     judged["base"] = report.describe(model)
     store.write_json(out / "verdict.json", judged)
-    store.write_text(out / "report.html", report.render(judged, metrics, examples, answers, scores))
+    store.write_text(out / "report.html", report.render(judged, summary, examples, answers, scores))
     store.write_json(
         out / "timings.json", {"total_s": time.monotonic() - began, "answer_s": seconds}
     )
     return {
         f"{track}.{system}.{name}": figures[name]
-        for track, systems in metrics["tracks"].items()
+        for track, systems in summary["tracks"].items()
         for system, figures in systems.items()
         for name in ("rouge1_f1", "rouge2_f1", "rougeL_f1", "rougeLsum_f1")
     } | {"num_questions": len(examples), "num_answers": len(answers)}
@@ -140,37 +142,12 @@ def _ask(
     )
 
 
-def summarize(
-    systems: Sequence[System],
-    examples: Sequence[Example],
-    scores: dict[tuple[str, str], dict[str, float]],
-) -> dict[str, Any]:
-    """Mean scores by system over all questions, and under `tracks` by track and system."""
-
-    def means(system: str, track: Track | None) -> dict[str, float]:
-        rows = [
-            scores[system, example.id]
-            for example in examples
-            if track in (None, example.track) and (system, example.id) in scores
-        ]
-        return {**rouge.mean(rows), "num_questions": len(rows)} if rows else {}
-
-    overall: dict[str, Any] = {
-        system: found for system in systems if (found := means(system, None))
-    }
-    tracks = {
-        track: {system: found for system in systems if (found := means(system, track))}
-        for track in TRACKS
-    }
-    return {**overall, "tracks": {name: rows for name, rows in tracks.items() if rows}}
-
-
-def _table(metrics: dict[str, Any]) -> str:
+def _table(summary: dict[str, Any]) -> str:
     """The scores as CSV, a row per track and system: what `dvc plots` draws."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["system", "track", *(f"{name}_f1" for name in rouge.NAMES)])
-    for track, systems in metrics["tracks"].items():
+    for track, systems in summary["tracks"].items():
         for system, figures in systems.items():
             row = [f"{figures[f'{name}_f1']:.6f}" for name in rouge.NAMES]
             writer.writerow([f"{system} ({track})", track, *row])

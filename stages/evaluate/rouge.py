@@ -2,10 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from statistics import fmean
 
 from stages.evaluate import porter
 
@@ -78,11 +77,6 @@ class Scorer:
 
     def _lines(self, text: str) -> list[Tokens]:
         return [tokens for line in text.split("\n") if (tokens := self.tokenize(line))]
-
-
-def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the rows, which are not empty."""
-    return {name: fmean(row[name] for row in rows) for name in rows[0]}
 
 
 def longest_common(places: Places, length: int, other: Tokens) -> int:
