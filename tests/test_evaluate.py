@@ -2,6 +2,9 @@
 
 import json
 import random
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -258,3 +261,58 @@ def test_an_empty_test_split_is_one_line_that_says_what_to_raise(tmp_path):
     store.write(test, [])
     with pytest.raises(PipelineError, match=r"no test questions; raise synthesize\.num_same_fact"):
         evaluate.run(None, None, None, test, tmp_path, tmp_path, tmp_path, tmp_path / "out")
+
+
+CUT_SHORT = """
+import os, sys
+from pathlib import Path
+from stages import evaluate
+from stages.core.records import Answer
+kept = Path(sys.argv[1])
+row = Answer(example_id="e", system="quote", question="q", answer="a", reference="r",
+             chunk_ids=(), citations=(), tokens=0).model_dump_json()
+kept.write_text(row + "\\n" + row[:20])
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_an_answer_that_a_kill_left_half_written_is_dropped_and_the_whole_ones_kept(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    killed = subprocess.run([sys.executable, "-c", CUT_SHORT, str(kept)])
+    assert killed.returncode == -signal.SIGKILL
+    assert [row.example_id for row in evaluate._read_kept(kept)] == ["e"]
+    assert kept.read_text().count("\n") == 1
+    kept.write_text('{"half')
+    assert evaluate._read_kept(kept) == []
+    assert evaluate._read_kept(tmp_path / "none") == []
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path):
+    """Only quoting is asked for, and all is kept: no server is started, none could be."""
+    examples = [example(1), example(2)]
+    kept = tmp_path / "kept.jsonl"
+    rows = [answer("blue", "quote").model_copy(update={"example_id": e.id}) for e in examples]
+    store.write(kept, rows)
+    cfg = evaluate.Config(
+        systems=("quote",), stemming=False, concurrency=2, resamples=1000, seed=0, max_reject_rate=0
+    )
+    got, rejects, seconds = evaluate._ask_all(cfg, None, examples, None, tmp_path / "none", kept)
+    assert (got, rejects, seconds) == (rows, [], {})
+
+
+def test_the_kept_answers_are_those_of_the_same_questions_models_and_settings(
+    tmp_path, monkeypatch
+):
+    from stages import answer as answering
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    asking = answering.Config(
+        top_k=1, context_tokens=64, num_sentences=1, max_tokens=5, temperature=0.0
+    )
+    test = tmp_path / "test.jsonl"
+    test.write_text("a")
+    first = evaluate._kept_file(asking, test)
+    assert evaluate._kept_file(asking, test) == first
+    assert evaluate._kept_file(asking.model_copy(update={"top_k": 2}), test) != first
+    test.write_text("b")
+    assert evaluate._kept_file(asking, test) != first

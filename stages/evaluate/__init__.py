@@ -16,7 +16,7 @@ from stages.answer.endpoint import Endpoint
 from stages.answer.retrieval import Index
 from stages.core import config, model, progress, store
 from stages.core.errors import PipelineError
-from stages.core.records import Answer, Example, Reject, System
+from stages.core.records import Answer, Example, Reject, System, identify
 from stages.evaluate import metrics, report, rouge, verdict
 
 __all__ = ["Config", "run"]
@@ -60,7 +60,8 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     opened = Index.open(index)
-    answers, rejects, seconds = _ask_all(cfg, answer, examples, opened, endpoint)
+    kept = _kept_file(answer, test, index, endpoint)
+    answers, rejects, seconds = _ask_all(cfg, answer, examples, opened, endpoint, kept)
     if len(rejects) > cfg.max_reject_rate * len(examples) * len(cfg.systems):
         raise PipelineError(
             f"evaluate: {len(rejects)} of {len(examples) * len(cfg.systems)} questions went "
@@ -96,30 +97,64 @@ def run(
 
 
 def _ask_all(
-    cfg: Config, asking: answering.Config, examples: Sequence[Example], index: Index, manifest: Path
+    cfg: Config,
+    asking: answering.Config,
+    examples: Sequence[Example],
+    index: Index,
+    manifest: Path,
+    kept: Path,
 ) -> tuple[list[Answer], list[Reject], dict[str, float]]:
-    """Answers ordered by system and example, what went unanswered, and mean seconds by system."""
-    answers: list[Answer] = []
+    """Answers ordered by system and example, what went unanswered, and mean seconds by system.
+
+    What was answered before a kill stands in `kept` and is not asked again.
+    """
+    answers = {(row.system, row.example_id): row for row in _read_kept(kept)}
+    asked = [(system, example) for system in cfg.systems for example in examples]
+    missing = [pair for pair in asked if (pair[0], pair[1].id) not in answers]
     rejects: list[Reject] = []
-    seconds: dict[str, float] = {}
-    done = 0
-    with serving.start(manifest) as server, ThreadPoolExecutor(cfg.concurrency) as pool:
-        for system in cfg.systems:
+    seconds: dict[str, list[float]] = {system: [] for system in cfg.systems}
+    if not missing:
+        progress.note("every question was answered before: nothing is asked")
+        return [answers[system, e.id] for system, e in asked], [], {}
+    with (
+        serving.start(manifest) as server,
+        ThreadPoolExecutor(cfg.concurrency) as pool,
+        kept.open("a", encoding="utf-8") as file,
+    ):
 
-            def ask(example: Example, system: System = system) -> Answer | Reject:
-                return _ask(system, example, index, server, asking)
-
+        def ask(pair: tuple[System, Example]) -> tuple[Answer | Reject, float]:
             began = time.monotonic()
-            for row in pool.map(ask, examples):
-                if isinstance(row, Answer):
-                    answers.append(row)
-                else:
-                    rejects.append(row)
-                done += 1
-                progress.step(done, len(examples) * len(cfg.systems), f"answers ({system})")
-            seconds[system] = (time.monotonic() - began) / len(examples)
-    assert len(answers) + len(rejects) == len(examples) * len(cfg.systems)
-    return answers, rejects, seconds
+            return _ask(*pair, index, server, asking), time.monotonic() - began
+
+        for (system, example), (row, took) in zip(missing, pool.map(ask, missing), strict=True):
+            seconds[system].append(took)
+            if isinstance(row, Reject):
+                rejects.append(row)
+            else:
+                answers[system, example.id] = row
+                file.write(row.model_dump_json() + "\n")
+                file.flush()
+            progress.step(len(answers) + len(rejects), len(asked), f"answers ({system})")
+    ordered = [answers[system, e.id] for system, e in asked if (system, e.id) in answers]
+    assert len(ordered) + len(rejects) == len(asked)
+    return ordered, rejects, {s: sum(took) / len(took) for s, took in seconds.items() if took}
+
+
+def _kept_file(asking: answering.Config, *inputs: Path) -> Path:
+    """Where the answers to these questions by these models are kept: by all that shapes them."""
+    code = sorted([*Path(answering.__file__).parent.glob("*.py"), Path(__file__)])
+    key = identify(asking.model_dump(), *map(store.digest, [*inputs, *code]))
+    return store.cache("answers", f"{key}.jsonl")
+
+
+def _read_kept(path: Path) -> list[Answer]:
+    """The answers in the file; what a kill left half-written is asked again."""
+    if not path.exists():
+        return []
+    whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
+    if torn:
+        store.write_text(path, whole + "\n" if whole else "")
+    return list(store.read(path, Answer))
 
 
 def _ask(
