@@ -32,7 +32,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from stages.deploy.generation import End, Event, Failure, Generation, Token
-from stages.deploy.requests import (
+from stages.deploy.validation import (
     MAX_STOP_SEQUENCES,
     ChatRequest,
     GenerateRequest,
