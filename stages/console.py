@@ -14,6 +14,10 @@ PLAIN_EVERY_S = 15.0
 """Seconds between two plain lines of one stage, so that a log of hours stays readable."""
 
 
+SHOWN = 12
+"""Figures in a stage's last line; all of them are in its manifest."""
+
+
 class Display:
     """Shows one stage's steps on standard error; use as a context and as a progress listener."""
 
@@ -64,7 +68,8 @@ class Display:
 
     def end(self, metrics: dict[str, float]) -> None:
         seconds = time.monotonic() - self._started
-        figures = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+        shown = [f"{name} {value:.6g}" for name, value in metrics.items()][:SHOWN]
+        figures = ", ".join(shown + ["…"] * (len(metrics) > SHOWN))
         self.say(f"done in {seconds:.1f} s" + (f": {figures}" if figures else ""))
 
 
