@@ -81,6 +81,11 @@ def run(
     summary = metrics.summarize(cfg.systems, examples, scores)
     store.write_json(out / "metrics.json", summary)
     store.write_text(out / "rouge.csv", _table(summary))
+    by_track = {
+        track: {system: figures[METRIC] for system, figures in systems.items()}
+        for track, systems in summary["tracks"].items()
+    }
+    store.write_json(out / "rouge.json", by_track)  # `dvc metrics` prints a column per figure
     judged = verdict.judge(cfg.systems, examples, scores, METRIC, cfg.seed, cfg.resamples)
     judged["base"] = report.describe(model)
     store.write_json(out / "verdict.json", judged)
@@ -185,5 +190,5 @@ def _table(summary: dict[str, Any]) -> str:
     for track, systems in summary["tracks"].items():
         for system, figures in systems.items():
             row = [f"{figures[f'{name}_f1']:.6f}" for name in rouge.NAMES]
-            writer.writerow([f"{system} ({track})", track, *row])
+            writer.writerow([f"{track}: {system}", track, *row])
     return text.getvalue()
