@@ -391,13 +391,7 @@ def _healthy(url: str) -> bool:
 def _end(pid: int, drain_s: float) -> None:
     """SIGTERM, which lets requests under way end, then SIGKILL."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        process.terminate()
-        try:
-            process.wait(drain_s)
-        except psutil.TimeoutExpired:
-            process.kill()
-            process.wait(5)
+        store.end_processes([psutil.Process(pid)], patience_s=drain_s)
     _reap()
 
 

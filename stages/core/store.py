@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -226,15 +226,20 @@ def _end_orphans_of(path: Path) -> bool:
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(LOCK_VARIABLE) == str(path):
                 orphans.append(process)
-    for process in orphans:
+    end_processes(orphans)
+    return bool(orphans)
+
+
+def end_processes(processes: Sequence[psutil.Process], patience_s: float = 5) -> None:
+    """End processes politely, and after `patience_s` for good; nothing where they have ended."""
+    for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, stubborn = psutil.wait_procs(orphans, timeout=5)
+    _, stubborn = psutil.wait_procs(processes, timeout=patience_s)
     for process in stubborn:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(stubborn, timeout=5)
-    return bool(orphans)
 
 
 def _holder() -> dict[str, float]:

@@ -184,17 +184,9 @@ LIBC = ctypes.CDLL(None)
 
 
 def end(process: psutil.Process) -> None:
-    """End a process and its descendants, politely, then not; nothing if it has ended."""
+    """End a process and its descendants; nothing if it has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        family = [*process.children(recursive=True), process]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.terminate()
-        _, stubborn = psutil.wait_procs(family, timeout=5)
-        for member in stubborn:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(stubborn, timeout=5)
+        store.end_processes([*process.children(recursive=True), process])
 
 
 class Rows:
