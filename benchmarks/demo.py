@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks import machine
 from stages import pipeline
 from stages.core import store
 from stages.core.records import Example, Message
@@ -40,6 +41,7 @@ def main() -> int:
             name: stage["cmd"]
             for name, stage in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items()
         }
+        print(machine.describe("dvc", "scrapy", "bm25s"))
         print(f"{'stage':<18}{'seconds':>9}{'peak MB':>9}  rows")
         last = pipeline.STAGES.index("synthesize") if quick else len(pipeline.STAGES)
         for stage in ("site", *pipeline.STAGES[: last + 1]):

@@ -12,15 +12,12 @@ is that neither is better: two systems change names question by question, or pag
 """
 
 import argparse
-import os
-import platform
 import random
 import re
 import statistics as plain
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import bm25s
@@ -29,6 +26,7 @@ from rouge_score import rouge_scorer
 from scipy import stats
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from benchmarks import machine
 from stages.evaluate import rouge, statistics
 
 DOCS = Path("/usr/share/doc/python3-doc/html")
@@ -55,11 +53,7 @@ def main() -> int:
     if not DOCS.exists():
         print(f"{DOCS} is missing: apt-get install python3-doc", file=sys.stderr)
         return 1
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, numpy {np.__version__}, "
-        f"rouge-score {version('rouge-score')}, nltk {version('nltk')}"
-    )
+    print(machine.describe("numpy", "rouge-score", "nltk"))
     answers, pages = answered()
     print(f"{len(answers)} questions over {len(set(pages))} pages of {DOCS}\n")
     figures: list[tuple[str, float, float, bool]] = []
