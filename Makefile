@@ -51,6 +51,7 @@ chat: setup ## ask the bot in the terminal
 	@python -m stages chat
 
 mlflow: setup ## open the runs in MLflow's UI, on this machine only
+	@echo "The runs: http://127.0.0.1:$(or $(PORT),5000)/#/experiments/1/runs (choose Model training at the top left)"
 	@mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --default-artifact-root mlruns/artifacts --host 127.0.0.1 --port $(or $(PORT),5000)
 
 check: setup ## lint, formatting, types, floors

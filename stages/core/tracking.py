@@ -26,9 +26,6 @@ from stages.core.progress import Step
 if TYPE_CHECKING:
     pass
 
-SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}
-"""Lets MLflow's UI open on the runs and their curves, not on traces of which there are none."""
-
 PIPELINE_VARIABLE = "DOCENT_RUN_ID"
 """The MLflow run of this pipeline execution, set by whoever started it."""
 
@@ -71,7 +68,7 @@ class Store:
             self.experiment_id = (
                 found.experiment_id
                 if found
-                else self.client.create_experiment(cfg.experiment, artifacts, tags=SHOWN_AS)
+                else self.client.create_experiment(cfg.experiment, artifacts)
             )
 
     def start(self, name: str, kind: str, parent: str = "", process: str = "") -> str:
