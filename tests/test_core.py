@@ -218,6 +218,17 @@ def test_a_trainer_whose_stage_was_killed_is_ended(running):
     assert ended(trainer)
 
 
+def test_with_the_search_for_orphans_planted_away_a_trainer_would_outlive_its_stage(
+    running, monkeypatch
+):
+    pipeline, stage, trainer = running
+    stage.send_signal(signal.SIGKILL)
+    pipeline.wait()
+    monkeypatch.setattr(store, "_end_orphans_of", lambda path: False)
+    with store.lock("crawl"):
+        assert trainer.is_running(), "what the tests above would miss is not there to be missed"
+
+
 def test_the_locks_of_two_stages_do_not_exclude_each_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with store.lock("crawl"), store.lock("split"):
