@@ -79,15 +79,21 @@ def _page(section: str, schema: Any) -> str:
 
 def _rows(prefix: str, schema: Any, options: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
+    parent = schema.__mro__[1]
+    if parent is not config.Base:  # settings of another section, and more
+        section = parent.__module__.rpartition(".")[2].replace("llm", "teacher")
+        meaning = f"As in [{section}](keys-{section}.md), where kind is `{_kind(parent)}`."
+        rows.append((f"{prefix}.*", "mapping", "", meaning))
     for name, field in schema.model_fields.items():
-        if name == "kind":
+        if name == "kind" or name in getattr(parent, "model_fields", {}):
             continue
         given = {o: v[name] for o, v in options.items() if isinstance(v, dict) and name in v}
         inner = [
             a for a in (field.annotation, *typing.get_args(field.annotation)) if _is_section(a)
         ]
         if inner:
-            rows += _rows(f"{prefix}.{name}", inner[0], given)
+            named = typing.get_origin(field.annotation) is dict
+            rows += _rows(f"{prefix}.{name}{'.NAME' * named}", inner[0], given)
             continue
         distinct = list(dict.fromkeys(map(_value, given.values())))
         default = (

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
-from stages import console, pipeline
+from stages import console, pipeline, promotion
 from stages.core import config, progress, store, tracking
 from stages.core.errors import PipelineError
-from stages.core.records import Message, System, Track
+from stages.core.records import Message, System
 
 if TYPE_CHECKING:  # a stage's process imports no more than its stage
     from stages.answer import Response
@@ -97,20 +97,45 @@ def parser(first: str = "") -> argparse.ArgumentParser:
     status = add("status", server_status, "say whether it runs, and where")
     status.add_argument("--json", action="store_true", help="print it as JSON")
 
+    freeze = add(
+        "freeze", freeze_testset, "commit today's test questions: they stay, and untrained"
+    )
+    freeze.add_argument("--no-commit", action="store_true", help="write the file, commit nothing")
+
+    compare = add(
+        "compare",
+        compare_runs,
+        "compare two runs on the questions that both answered, with intervals",
+        epilog="example: python -m stages compare main   (the workspace against the branch main)",
+    )
+    compare.add_argument("first", metavar="REV", help="git revision or DVC experiment")
+    compare.add_argument("second", metavar="REV", nargs="?", help="default: the workspace")
+    compare.add_argument("--metric", default="rougeL_f1", help="figure (default rougeL_f1)")
+    compare.add_argument("--json", action="store_true", help="print it as JSON")
+
     for stage in pipeline.STAGES:
-        made = add(stage, run_stage, f"run the stage {stage} alone (`dvc repro` does this)")
+        made = add(
+            stage,
+            run_stage,
+            f"run the stage {stage} alone (`dvc repro` does this)",
+            epilog="Overrides are Hydra's, over conf/; with none, --params is read.",
+        )
         made.set_defaults(stage=stage)
+        made.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
         made.add_argument("--params", type=Path, default=Path("params.yaml"))
         made.add_argument("--out", type=Path, required=True)
-        for name in pipeline.signature(stage).inputs if stage == first else ():
-            made.add_argument(f"--{name}", type=Path, required=True)
+        for name, kind in pipeline.signature(stage).inputs.items() if stage == first else ():
+            several: dict[str, Any] = {"nargs": "*", "default": []}
+            one = {"required": kind is Path}
+            several_or_one = several if kind == tuple[Path, ...] else one
+            made.add_argument(f"--{name}", type=Path, **several_or_one)
     return top
 
 
 def _add_system(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--system",
-        choices=["quote", "base", "base_rag", "tuned", "tuned_rag"],
+        choices=[system for system in get_args(System) if system != "base_few_shot"],
         default="tuned",
         help="who answers (default tuned)",
     )
@@ -123,14 +148,14 @@ def run_stage(parsed: argparse.Namespace) -> None:
     """Load the config, lock the stage, run it, log it, write the manifest last."""
     stage: str = parsed.stage
     asked = pipeline.signature(stage)
-    inputs: dict[str, Path] = {name: getattr(parsed, name) for name in asked.inputs}
-    for name, path in inputs.items():
-        if not path.exists():
-            raise PipelineError(f"--{name}: {path}: no such file or folder; `dvc repro` makes it")
-    params = config.read(parsed.params)
-    values = asked.load(params, str(parsed.params))
+    params = pipeline.compose(parsed.overrides) if parsed.overrides else config.read(parsed.params)
+    values = asked.load(params, "conf" if parsed.overrides else str(parsed.params))
     tracked = config.load(params, "tracking", tracking.Config, str(parsed.params))
     sections = {name: params[name] for name in asked.sections}
+    given = _inputs(parsed, asked.inputs)
+    if stage == "evaluate" and (rival := promotion.champion(tracked, given)):
+        given["champion"] = rival
+    inputs = _flat(given)
     signal.signal(signal.SIGTERM, _terminated)
     with store.lock(stage), console.Display(stage) as display:
         recorded = (
@@ -143,18 +168,44 @@ def run_stage(parsed: argparse.Namespace) -> None:
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         metrics: dict[str, float] = {}
         try:
-            metrics = asked.run(*values, *inputs.values(), out=parsed.out)
+            metrics = asked.run(**values, **given, out=parsed.out)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
             upstream = pipeline.metrics(parsed.out.parent, before=stage)
-            if recorded and (failure := recorded.end(status, metrics, upstream)):
+            if recorded and (failure := recorded.end(status, metrics, upstream, parsed.out)):
                 display.say(failure)
         store.write_manifest(parsed.out, stage, sections, inputs, metrics)
+        if stage == "evaluate" and recorded:
+            for line in promotion.register(tracked, recorded.id, given, parsed.out):
+                display.say(line)
         progress.step(1, 1, "done")
         display.end(metrics)
+
+
+def _inputs(parsed: argparse.Namespace, kinds: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that were given, each of which exists."""
+    given = {name: getattr(parsed, name) for name in kinds if getattr(parsed, name)}
+    for name, value in given.items():
+        for path in value if isinstance(value, list) else [value]:
+            if not path.exists():
+                raise PipelineError(
+                    f"--{name}: {path}: no such file or folder; `dvc repro` makes it"
+                )
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+
+
+def _flat(given: dict[str, Any]) -> dict[str, Path]:
+    """Each input by a name of its own: `rejects` of several stages as `rejects.crawl` and so on."""
+    flat: dict[str, Path] = {}
+    for name, value in given.items():
+        if isinstance(value, tuple):
+            flat |= {f"{name}.{path.parent.name}": path for path in value}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _terminated(*_: object) -> NoReturn:
@@ -177,23 +228,28 @@ def run_pipeline(parsed: argparse.Namespace) -> None:
     spent = pipeline.run(parsed.overrides, parsed.force)
     metrics = store.read_json(Path("data/evaluate/metrics.json"))
     if parsed.json:
-        stages = {stage: row.__dict__ for stage, row in spent.items()}
+        stages = {stage: row and row.__dict__ for stage, row in spent.items()}
         print(json.dumps({"stages": stages, "metrics": metrics}))
         return
     _show_metrics(metrics)
     rows = [
-        (stage, f"{row.seconds:.1f}" if row.ran else "restored", f"{row.cost_usd:.4f}")
+        (stage, f"{row.seconds:.1f}", f"{row.cost_usd:.4f}")
+        if row
+        else (stage, "restored", "0.0000")
         for stage, row in spent.items()
     ]
-    total = [sum(row.seconds for row in spent.values()), sum(r.cost_usd for r in spent.values())]
+    took = [row for row in spent.values() if row]
+    total = [sum(row.seconds for row in took), sum(row.cost_usd for row in took)]
     rows.append(("together", f"{total[0]:.1f}", f"{total[1]:.4f}"))
     console.table("Time and cost per stage", ("stage", "seconds", "USD"), rows)
     judged = store.read_json(Path("data/evaluate/verdict.json"))
-    for track in get_args(Track):
-        found = judged["tracks"].get(track, {"comparisons": []})
+    for track, found in judged["tracks"].items():
         print(f"Verdict on {track} (ROUGE-L F1):")
         for comparison in found["comparisons"]:
             print(f"  {comparison['sentence']}")
+    for part in ("forgetting", "champion", "gate"):
+        if sentence := judged.get(part, {}).get("sentence"):
+            print(sentence)
     print(f"\n{judged['base']}\n")
     print("Next: `make chat` asks the bot, `make mlflow` opens the runs, data/evaluate/report.html")
     print("is the report, and `python -m stages sweep -m finetune.learning_rate=1e-3,3e-3` sweeps.")
@@ -201,14 +257,19 @@ def run_pipeline(parsed: argparse.Namespace) -> None:
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
     names = ("rouge1_f1", "rouge2_f1", "rougeL_f1", "rougeLsum_f1")
-    for track in get_args(Track):
-        systems = metrics["tracks"].get(track, {})
+    for track, systems in metrics["tracks"].items():
         rows = []
-        for system in get_args(System):
-            if figures := systems.get(system):
-                values = [f"{figures[name]:.3f}" for name in names]
-                rows.append((system, *values, f"{figures['num_questions']}"))
+        for system in sorted(systems, key=_rank):
+            figures = systems[system]
+            values = [f"{figures[name]:.3f}" for name in names]
+            rows.append((system, *values, f"{figures['num_questions']}"))
         console.table(f"{track}: ROUGE F1", ("system", *(n[:-3] for n in names), "questions"), rows)
+
+
+def _rank(system: str) -> int:
+    """Ours first, in their order: JSON has sorted them by name."""
+    ours: tuple[str, ...] = get_args(System)
+    return ours.index(system) if system in ours else len(ours)
 
 
 def run_sweep(parsed: argparse.Namespace) -> None:
@@ -223,15 +284,37 @@ def run_sweep(parsed: argparse.Namespace) -> None:
                 f"{systems['tuned']['rougeL_f1']:.3f}" if "tuned" in systems else "-"
                 for systems in (tracks.get("same_fact", {}), tracks.get("held_out", {}))
             ]
-            rows.append((point.overrides, *figures, point.failure or point.experiment))
+            named = point.failure or point.experiment
+            rows.append((point.overrides, *figures, point.testset[:8] or "-", named))
         console.table(
             "Tuned, ROUGE-L F1",
-            ("point", "same_fact", "held_out", "experiment"),
+            ("point", "same_fact", "held_out", "test set", "experiment"),
             rows,
         )
+        if len({point.testset for point in points if not point.failure}) > 1:
+            print(
+                "The points answered different test sets: their figures do not compare. "
+                "`python -m stages freeze` keeps one for all."
+            )
         print("`dvc exp apply NAME` makes a point yours; `make mlflow` shows them side by side.")
     if failed := sum(bool(point.failure) for point in points):
         raise PipelineError(f"sweep: {failed} of {len(points)} points failed (see above)")
+
+
+# --- test sets and runs ------------------------------------------------------------------------
+
+
+def freeze_testset(parsed: argparse.Namespace) -> None:
+    print(pipeline.freeze(commit=not parsed.no_commit))
+
+
+def compare_runs(parsed: argparse.Namespace) -> None:
+    found = pipeline.compare(parsed.first, parsed.second, parsed.metric)
+    if parsed.json:
+        print(json.dumps([row.__dict__ for row in found]))
+        return
+    for row in found:
+        print(f"{row.track}: {row.sentence}")
 
 
 # --- asking ------------------------------------------------------------------------------------

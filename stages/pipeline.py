@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from stages.core import config, store, tracking
+from stages.core import config, progress, store, tracking
 from stages.core.errors import PipelineError
-from stages.core.records import identify
+from stages.core.records import Example, identify
 
 STAGES = ("crawl", "split", "index", "synthesize", "finetune", "deploy", "evaluate")
 """In the order of the DAG."""
@@ -31,25 +31,27 @@ class Signature:
 
     run: Callable[..., dict[str, float]]
     sections: dict[str, Any]
-    inputs: tuple[str, ...]
+    inputs: dict[str, Any]
+    """By name: Path, `Path | None` where it may be absent, `tuple[Path, ...]` for several."""
 
-    def load(self, params: dict[str, Any], origin: str) -> list[Any]:
-        """The sections' values, checked, in the order of the parameters."""
-        return [config.load(params, name, schema, origin) for name, schema in self.sections.items()]
+    def load(self, params: dict[str, Any], origin: str) -> dict[str, Any]:
+        """The sections' values by parameter, checked; the stage's own is the first."""
+        values = [config.load(params, *section, origin) for section in self.sections.items()]
+        return dict(zip(["cfg", *list(self.sections)[1:]], values, strict=True))
 
 
 def signature(stage: str) -> Signature:
     run = importlib.import_module(f"stages.{stage}").run
     sections: dict[str, Any] = {}
-    inputs = []
+    inputs: dict[str, Any] = {}
     for name, parameter in inspect.signature(run).parameters.items():
         if name == "cfg":
             sections[stage] = parameter.annotation
-        elif parameter.annotation is not Path:
+        elif parameter.annotation not in (Path, Path | None, tuple[Path, ...]):
             sections[name] = parameter.annotation
         elif name != "out":
-            inputs.append(name)
-    return Signature(run, sections, tuple(inputs))
+            inputs[name] = parameter.annotation
+    return Signature(run, sections, inputs)
 
 
 def check(params: dict[str, Any], origin: str = "conf") -> None:
@@ -132,17 +134,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What a stage took; `ran` is false where its outs were there already or restored."""
-
-    ran: bool
-    seconds: float = 0
-    cost_usd: float = 0
-
-
-def run(overrides: Sequence[str], force: bool = False) -> dict[str, Spent]:
-    """Validate, run what changed, record; what each stage took.
+def run(overrides: Sequence[str], force: bool = False) -> dict[str, progress.Spent | None]:
+    """Validate, run what changed, record; what each stage took, None where it was restored.
 
     Without overrides it is `dvc repro`; with them `dvc exp run -S …`, so that the run has a name
     and `dvc exp show` lists it.
@@ -169,7 +162,8 @@ def run(overrides: Sequence[str], force: bool = False) -> dict[str, Spent]:
         recorded.log(metrics(Path("data")))
         if Path("data/evaluate/report.html").exists():
             recorded.log_artifact(Path("data/evaluate/report.html"))
-    return {stage: spent(stage, started) for stage in STAGES}
+    spent = {stage: progress.spent(stage) for stage in STAGES}
+    return {stage: row if row and row.began >= started else None for stage, row in spent.items()}
 
 
 def _settings(overrides: Sequence[str]) -> list[str]:
@@ -189,19 +183,6 @@ def _metrics(manifests: dict[str, dict[str, Any]]) -> dict[str, float]:
         for stage, manifest in manifests.items()
         for name, value in manifest["metrics"].items()
     }
-
-
-def spent(stage: str, since: float) -> Spent:
-    """What the stage took after `since` (a Unix time), from its progress."""
-    try:
-        lines = store.workspace("progress", f"{stage}.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return Spent(ran=False)
-    rows = [json.loads(line) for line in lines]
-    if not rows or rows[0]["time"] < since:
-        return Spent(ran=False)
-    cost = sum(row["metrics"].get("cost_usd", 0) for row in rows)
-    return Spent(ran=True, seconds=rows[-1]["time"] - rows[0]["time"], cost_usd=cost)
 
 
 def _clear() -> None:
@@ -224,6 +205,8 @@ class Point:
     experiment: str
     metrics: dict[str, Any]
     failure: str = ""
+    testset: str = ""
+    """Digest of the questions: points with different ones do not compare."""
 
 
 def sweep(arguments: Sequence[str]) -> list[Point]:
@@ -278,4 +261,123 @@ def _run_point(overrides: list[str], run: tracking.PipelineRun) -> Point:
         stage: json.loads(files.read_text(f"data/{stage}/manifest.json")) for stage in STAGES
     }
     run.log(_metrics(manifests))
-    return Point(title, name, json.loads(files.read_text("data/evaluate/metrics.json")))
+    found = json.loads(files.read_text("data/evaluate/metrics.json"))
+    judged = json.loads(files.read_text("data/evaluate/verdict.json"))
+    return Point(title, name, found, testset=judged["testset"])
+
+
+# --- test sets and runs that compare -----------------------------------------------------------
+
+TESTSET = Path("data/inputs/testset.jsonl")
+
+
+def freeze(commit: bool) -> str:
+    """Make the questions of the last run the project's test set; what was done, in words."""
+    questions = Path("data/synthesize/test.jsonl")
+    frozen = list(store.read(questions, Example))
+    if not frozen:
+        raise PipelineError(f"{questions}: holds no question to freeze; run the pipeline first")
+    count = store.write(TESTSET, frozen)
+    pages = {span.document_id for row in frozen if row.track == "held_out" for span in row.evidence}
+    said = (
+        f"{TESTSET}: {count} questions are the test set from now on, and {len(pages)} pages are "
+        "never trained on"
+    )
+    add = ["git", "add", str(TESTSET)]
+    keep = ["git", "commit", "-q", "-m", f"Freeze the test set: {count} questions", str(TESTSET)]
+    if not commit:
+        return f"{said}; commit it: `{' '.join(add)} && git commit`"
+    for command in (add, keep):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            words = (done.stderr or done.stdout).strip().splitlines()
+            if "nothing to commit" in done.stdout or "no changes added" in done.stdout:
+                return f"{said}; it was committed before"
+            raise PipelineError(f"{said}; git did not commit it: {words[-1] if words else ''}")
+    return f"{said}; committed"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One system of two runs on one track."""
+
+    track: str
+    system: str
+    word: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    sentence: str
+
+
+def compare(first: str, second: str | None, metric: str) -> list[Compared]:
+    """How every system of the second run does against the same system of the first.
+
+    Runs are git revisions, DVC experiments, or None for the workspace. PipelineError where they
+    answered different test sets.
+    """
+    from stages.evaluate import statistics, verdict
+
+    runs = [_scores(revision) for revision in (first, second)]
+    names = [first, second or "the workspace"]
+    digests = [judged["testset"] for judged, _ in runs]
+    if digests[0] != digests[1]:
+        raise PipelineError(
+            f"{names[0]} answered the test set {digests[0][:12]} and {names[1]} {digests[1][:12]}: "
+            "runs over different test sets do not compare; `python -m stages freeze` keeps one"
+        )
+    known = {name for _, scores in runs for row in scores for name in row["figures"]}
+    if metric not in known:
+        raise PipelineError(
+            f"--metric {metric}{config.nearest(metric, known)}: expected one of "
+            f"{', '.join(sorted(known))}"
+        )
+    values: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
+    pages = {}
+    for name, (_, scores) in zip(names, runs, strict=True):
+        for score in scores:
+            if metric in score["figures"]:
+                of_track = values.setdefault(score["track"], {})
+                of_system = of_track.setdefault((name, score["system"]), {})
+                of_system[score["example_id"]] = score["figures"][metric]
+                pages[score["example_id"]] = score["page"]
+    found = []
+    for track, by_name in values.items():
+        both = [s for name, s in by_name if name == names[0] and (names[1], s) in by_name]
+        told = {f"{name}: {s}": scores for (name, s), scores in by_name.items()}
+        pairs = [(f"{names[1]}: {s}", f"{names[0]}: {s}") for s in both]
+        compared = statistics.compare_all(told, pairs, pages, seed=0)
+        found += [
+            Compared(
+                *(track, system, row.word, row.difference, row.low, row.high),
+                verdict.tell(*pair, row),
+            )
+            for system, (pair, row) in zip(both, compared.items(), strict=True)
+        ]
+    return found
+
+
+def _scores(revision: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Verdict and scores of a run."""
+    places = [Path("data/evaluate") / name for name in ("verdict.json", "scores.jsonl")]
+    if revision is None:
+        judged, scores = store.read_json(places[0]), places[1].read_text()
+    else:
+        from dvc.api import DVCFileSystem
+        from dvc.exceptions import DvcException  # type: ignore[import-untyped]
+        from dvc.scm import SCMError  # type: ignore[import-untyped]
+
+        try:
+            files = DVCFileSystem(rev=revision)
+            judged = json.loads(files.read_text(places[0].as_posix()))
+            scores = files.read_text(places[1].as_posix())
+        except (SCMError, DvcException, FileNotFoundError) as error:
+            raise PipelineError(
+                f"{revision}: no evaluation of this revision is here ({_one_line(error)}): "
+                "`git checkout` it and run it, or `dvc pull`"
+            ) from None
+    return judged, [json.loads(line) for line in scores.splitlines()]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

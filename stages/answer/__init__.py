@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stages.answer import prompt, retrieval
-from stages.answer.endpoint import Endpoint
+from stages.answer.endpoint import Chat
 from stages.core import config
 from stages.core.records import Chunk, Citation, Message, System
 
@@ -34,18 +34,24 @@ class Response:
     hits: tuple[retrieval.Hit, ...]
     tokens: int
     """Tokens generated."""
+    cost_usd: float = 0.0
+    """What the endpoint asked for it, in US dollars."""
+    cached: bool = False
+    """Whether the endpoint had answered the same before, so that its time says nothing."""
 
 
 def ask(
     system: System,
     turns: Sequence[Message] | str,
     index: retrieval.Index,
-    endpoint: Endpoint | None,
+    endpoint: Chat | None,
     cfg: Config,
+    shots: Sequence[Message] = (),
 ) -> Response:
     """Answer the last of the turns (or the one question) as this system does.
 
-    `quote` needs no endpoint. With retrieval (`base_rag`, `tuned_rag`), the citations are what the
+    `quote` needs no endpoint. `base_few_shot` sees the `shots`, questions with their answers, as
+    turns before its own. With retrieval (`base_rag`, `tuned_rag`), the citations are what the
     model was shown: the parts of the retrieved chunks that stand in its prompt; where nothing is
     found, NOT_FOUND is the answer and no model is asked. Without it, the tuned model's citation is
     the one chunk that best matches its answer and the question: where that is written, not what
@@ -60,7 +66,7 @@ def ask(
     assert endpoint is not None, f"{system} is a model: it needs an endpoint"
     hits: list[retrieval.Hit] = []
     shown: Sequence[Chunk] = ()
-    messages = prompt.closed_book(turns)
+    messages = prompt.closed_book([*(shots if system == "base_few_shot" else ()), *turns])
     if system in ("base_rag", "tuned_rag"):
         hits = index.search(question, cfg.top_k)
         if not hits:
@@ -69,7 +75,7 @@ def ask(
         shown = prompt.fit(retrieval.narrow(index, hits, question, room), cfg.context_tokens)
         messages = prompt.with_context(turns, shown, cfg.context_tokens)
     completion = endpoint.complete(
-        "base" if system in ("base", "base_rag") else "tuned",
+        "base" if system.startswith("base") else "tuned",
         messages,
         max_tokens=cfg.max_tokens,
         temperature=cfg.temperature,
@@ -79,7 +85,9 @@ def ask(
         hits = index.search(f"{text}\n{question}", 1)
         shown = [hit.chunk for hit in hits]
     citations = () if text == prompt.NOT_FOUND else tuple(_cite(chunk) for chunk in shown)
-    return Response(text, citations, tuple(hits), completion.tokens)
+    return Response(
+        text, citations, tuple(hits), completion.tokens, completion.cost_usd, completion.cached
+    )
 
 
 def _query(turns: Sequence[Message]) -> str:

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import psutil
 
 from stages.core import progress, store
 from stages.core.errors import PipelineError
-from stages.core.records import Message
+from stages.core.records import Message, identify
 
 ANSWER_TIMEOUT_S = 300
 """For one answer; a CPU that reads a long prompt for a full batch takes its time."""
@@ -45,6 +45,23 @@ class Completion:
     text: str
     tokens: int
     finish_reason: str
+    cost_usd: float = 0.0
+    """What was paid for it, in US dollars; nothing to a server of our own."""
+    cached: bool = False
+    """Whether it was kept from an earlier call."""
+
+
+class Chat(Protocol):
+    """Whatever completes a dialogue as one of its models."""
+
+    def complete(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+    ) -> Completion: ...
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,45 @@ class Endpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+# --- what a manifest says -----------------------------------------------------------------------
+
+
+def identity(said: Mapping[str, Any], model: str) -> str:
+    """Names all of a manifest that shapes a model's answers, wherever its files are."""
+    settings = [word for word in said["command"] if "=" not in word]
+    described = {k: v for k, v in said["models"][model].items() if k not in ("path", "id")}
+    return identify(said["engine"], settings, described)
+
+
+def located(manifest: Path, said: Mapping[str, Any]) -> dict[str, str]:
+    """Where the weights of each model are: a folder, or `name@revision` of the hub's cache."""
+    workspace = manifest.resolve().parents[2]
+    models = said["models"]
+    return {
+        name: _located(f"{name}={about['path']}", models, workspace).partition("=")[2]
+        for name, about in models.items()
+    }
+
+
+def with_tuned(said: Mapping[str, Any], folder: Path, digest: str) -> dict[str, Any] | None:
+    """The manifest of a server like this one whose only model is another tuned one.
+
+    None where its weights are not in the command, as with TGI.
+    """
+    models = said["models"]
+    ours = [f"{name}={about['path']}" for name, about in models.items()]
+    if not set(ours) <= set(said["command"]):
+        return None
+    path = str(folder.resolve())
+    others = (word for word in said["command"] if word not in ours[: len(ours) - 1])
+    last = ours[-1]
+    return {
+        **said,
+        "models": {"tuned": {**models["tuned"], "path": path, "digest": digest}},
+        "command": [f"tuned={path}" if word == last else word for word in others],
+    }
 
 
 # --- a private server, as long as the block that asks it ----------------------------------------

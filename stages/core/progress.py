@@ -42,6 +42,29 @@ def begin(stage: str, *listeners: Callable[[Step], None]) -> None:
     _listeners[:] = [record, *listeners]
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a stage took when it last ran in this workspace."""
+
+    began: float
+    """Unix time."""
+    seconds: float
+    cost_usd: float
+
+
+def spent(stage: str) -> Spent | None:
+    """From the stage's own file; None where it has not run here."""
+    try:
+        lines = store.workspace("progress", f"{stage}.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    rows = [json.loads(line) for line in lines]
+    if not rows:
+        return None
+    cost = sum(row["metrics"].get("cost_usd", 0) for row in rows)
+    return Spent(rows[0]["time"], rows[-1]["time"] - rows[0]["time"], cost)
+
+
 def step(done: int, total: int, unit: str, note: str = "", **metrics: float) -> None:
     """Report; does nothing outside a stage's process."""
     report = Step(_stage, done, total, unit, metrics, note)

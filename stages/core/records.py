@@ -19,9 +19,11 @@ Kind = Literal[
     "style",
     "imported",
 ]
-Track = Literal["same_fact", "held_out"]
+Track = Literal["same_fact", "held_out", "gold"]
+"""What a test question tests: a new wording of a trained fact, a page that was never trained on,
+or what people asked."""
 Partition = Literal["train", "validation", "test"]
-System = Literal["quote", "base", "base_rag", "tuned", "tuned_rag"]
+System = Literal["quote", "base", "base_few_shot", "base_rag", "tuned", "tuned_rag"]
 
 
 def identify(*parts: object) -> str:
@@ -101,7 +103,7 @@ class Example(Record):
     id: str
     kind: Kind
     track: Track | None
-    """Of a test question: a new wording of a trained fact, or a page never trained on."""
+    """Of a test question."""
     messages: tuple[Message, ...]
     question: str
     answer: str

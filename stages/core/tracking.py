@@ -4,10 +4,12 @@ The only module that imports mlflow, and only when something is logged: the impo
 """
 
 import contextlib
+import json
 import logging
 import os
 import platform
 import queue
+import shutil
 import subprocess
 import threading
 import time
@@ -38,6 +40,8 @@ class Mlflow(config.Base):
     """Name of the MLflow experiment that the runs are recorded under."""
     uri: str | None
     """Tracking server's address; null is the SQLite file mlruns/mlflow.db of the main checkout."""
+    registered_model: str
+    """Name in MLflow's registry whose versions are the models that were evaluated."""
 
 
 class Nothing(config.Base):
@@ -152,7 +156,10 @@ class StageRun:
     def __init__(self, cfg: Mlflow, stage: str, sections: dict[str, Any], inputs: dict[str, Path]):
         self._queue: queue.Queue[Step | None] = queue.Queue()
         self._result: tuple[str, dict[str, float], dict[str, float]] = ("FAILED", {}, {})
+        self._out: Path | None = None
         self._failure = ""
+        self.id = ""
+        """Of the run in MLflow, once it has begun there."""
         self._arguments = (cfg, stage, sections, inputs)
         self._thread = threading.Thread(target=self._log, name="mlflow", daemon=True)
         self._thread.start()
@@ -167,12 +174,15 @@ class StageRun:
         status: Literal["FINISHED", "FAILED", "KILLED"],
         metrics: dict[str, float],
         upstream: dict[str, float],
+        out: Path,
     ) -> str:
         """Close the run; a line that says why nothing was recorded, or the empty string.
 
         `upstream` are the metrics of the stages before, run or restored: the parent has them too.
+        Of `out` the report and the answers go along, where the stage made them.
         """
         self._result = (status, metrics, upstream)
+        self._out = out if status == "FINISHED" else None
         self._queue.put(None)
         self._thread.join()
         return self._failure
@@ -190,17 +200,29 @@ class StageRun:
     ) -> None:
         runs = Store(cfg)
         parent, ended_above = runs.pipeline()
-        run_id = runs.start(stage, "stage", parent)
+        self.id = run_id = runs.start(stage, "stage", parent)
         runs.log(run_id, params=flatten(sections))
         self._log_inputs(runs, run_id, stage, inputs)
         while (step := self._queue.get()) is not None:
             runs.log(run_id, step.metrics, step=step.done)
         status, metrics, upstream = self._result
         runs.log(run_id, metrics)
+        if self._out:
+            self._log_results(runs, run_id, self._out)
         runs.log(parent, upstream | {f"{stage}.{name}": value for name, value in metrics.items()})
         runs.client.set_terminated(run_id, status)
         if not ended_above:
             runs.client.set_terminated(parent, status)
+
+    @staticmethod
+    def _log_results(runs: Store, run_id: str, out: Path) -> None:
+        if (report := out / "report.html").exists():
+            runs.client.log_artifact(run_id, str(report))
+        if (answers := out / "answers.jsonl").exists():
+            rows = [json.loads(line) for line in answers.read_text().splitlines()]
+            columns = ("system", "question", "answer", "reference", "example_id")
+            table = {name: [row[name] for row in rows] for name in columns}
+            runs.client.log_table(run_id, table, "answers.json")
 
     @staticmethod
     def _log_inputs(runs: Store, run_id: str, stage: str, inputs: dict[str, Path]) -> None:
@@ -217,6 +239,90 @@ class StageRun:
                 )
             )
         runs.client.log_inputs(run_id, datasets=datasets)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model: a tuned model that was evaluated."""
+
+    model: str
+    version: str
+    digest: str
+    """Of its files, as endpoint.json has it."""
+    run_id: str
+
+
+class Registry:
+    """The versions of the registered model, of which one may be the champion."""
+
+    ALIAS = "champion"
+
+    def __init__(self, cfg: Mlflow) -> None:
+        self._runs = Store(cfg)
+        self._model = cfg.registered_model
+
+    def champion(self) -> Version | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self._runs.client.get_model_version_by_alias(self._model, self.ALIAS)
+        except MlflowException:  # no such model, or no such alias
+            return None
+        return self._version(found)
+
+    def fetch(self, version: Version, folder: Path) -> None:
+        """Copy the version's files into the folder, whole or not at all."""
+        from mlflow.artifacts import download_artifacts
+
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        beside.mkdir(parents=True)
+        try:
+            got = Path(
+                download_artifacts(
+                    artifact_uri=f"runs:/{version.run_id}/model",
+                    dst_path=str(beside),
+                    tracking_uri=self._runs.client.tracking_uri,
+                )
+            )
+            shutil.rmtree(folder, ignore_errors=True)
+            got.replace(folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def register(self, run_id: str, digest: str, testset: str) -> Version:
+        """The version of the model with this digest; a new one where it was never evaluated."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._runs.client
+        with filelock.FileLock(store.root() / "mlruns" / ".mlflow.lock"):
+            with contextlib.suppress(MlflowException):  # it is there already
+                client.create_registered_model(self._model)
+            for found in client.search_model_versions(f"name = '{self._model}'"):
+                if found.tags.get("docent.digest") == digest:
+                    client.set_model_version_tag(
+                        self._model, found.version, "docent.testset", testset
+                    )
+                    return self._version(found)
+            tags = {"docent.digest": digest, "docent.testset": testset, **_commit()}
+            source = f"{client.get_run(run_id).info.artifact_uri}/model"
+            return self._version(
+                client.create_model_version(self._model, source, run_id, tags=tags)
+            )
+
+    def promote(self, version: Version, folder: Path) -> None:
+        """Make the version the champion; its files go into the registry, to be asked again."""
+        champion = self.champion()
+        if champion is None or champion.version != version.version:
+            self._runs.client.log_artifacts(version.run_id, str(folder), "model")
+            self._runs.client.set_registered_model_alias(self._model, self.ALIAS, version.version)
+
+    def _version(self, found: Any) -> Version:
+        return Version(
+            model=self._model,
+            version=str(found.version),
+            digest=found.tags.get("docent.digest", ""),
+            run_id=found.run_id,
+        )
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,9 @@ class OpenAI(config.Base):
     """Address that the path /chat/completions is appended to, such as https://api.openai.com/v1."""
     model: str
     """Name of the model, as the endpoint knows it."""
-    api_key_env: str
-    """Name of the environment variable that holds the API key; the key itself stands nowhere."""
+    api_key_env: str | None
+    """Name of the environment variable that holds the API key, which itself stands nowhere; null
+    for an endpoint that wants none."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None
     """Sampling temperature of the replies; null leaves it to the endpoint."""
     max_tokens: Annotated[int, Field(gt=0)] | None
@@ -93,6 +94,8 @@ class Reply:
     """Whether it came from the ledger, so that nothing was paid."""
     finish_reason: str = "stop"
     """`length` where the model was cut off."""
+    cost_usd: float = 0.0
+    """By the configured prices, paid now or when it was first asked."""
 
 
 @dataclass
@@ -109,8 +112,11 @@ class Usage:
 
 
 @contextlib.contextmanager
-def open(cfg: Config) -> Iterator["Teacher"]:
-    """The configured teacher with its ledger; PipelineError where its key is not set."""
+def open(cfg: Config, section: str = "teacher") -> Iterator["Teacher"]:
+    """The configured model with its ledger; PipelineError where its key is not set.
+
+    `section` is where in params.yaml its settings stand, for errors to name.
+    """
     match cfg:
         case Outline():
             settings = _Settings(
@@ -127,17 +133,13 @@ def open(cfg: Config) -> Iterator["Teacher"]:
                 retries=_Retries(1, 0, 0),
                 prices=(0, 0),
                 address="outline",
+                section=section,
             )
         case OpenAI():
-            api_key = os.environ.get(cfg.api_key_env, "")
-            if not api_key:
-                raise PipelineError(
-                    f"teacher.api_key_env: no environment variable {cfg.api_key_env!r} is set: "
-                    "export it, or take the embedded teacher with teacher=outline"
-                )
+            secret = api_key(cfg, section)
             sampling = {"temperature": cfg.temperature, "max_tokens": cfg.max_tokens}
             settings = _Settings(
-                client=_client(cfg.base_url, api_key, cfg.timeout_s, None),
+                client=_client(cfg.base_url, secret, cfg.timeout_s, None),
                 origin={"endpoint": _public(cfg.base_url)},
                 body={
                     "model": cfg.model,
@@ -149,12 +151,26 @@ def open(cfg: Config) -> Iterator["Teacher"]:
                 retries=_Retries(cfg.max_attempts, cfg.backoff_s, cfg.retry_after_cap_s),
                 prices=(cfg.prompt_price_usd_per_mtok, cfg.completion_price_usd_per_mtok),
                 address=_public(cfg.base_url),
+                section=section,
             )
     teacher = Teacher(settings, ledger.Ledger(store.cache("ledger.db")))
     try:
         yield teacher
     finally:
         teacher.close()
+
+
+def api_key(cfg: OpenAI, section: str = "teacher") -> str:
+    """The API key from the environment; PipelineError where it is not set."""
+    if cfg.api_key_env is None:
+        return "none"  # the SDK wants one
+    if found := os.environ.get(cfg.api_key_env, ""):
+        return found
+    instead = ", or take the embedded teacher with teacher=outline" if section == "teacher" else ""
+    raise PipelineError(
+        f"{section}.api_key_env: no environment variable {cfg.api_key_env!r} is set: "
+        f"export it{instead}"
+    )
 
 
 @dataclass(frozen=True)
@@ -176,6 +192,7 @@ class _Settings:
     prices: tuple[float, float]
     """US dollars per million prompt and completion tokens."""
     address: str
+    section: str
 
 
 class Teacher:
@@ -237,6 +254,7 @@ class Teacher:
             completion_tokens=entry.completion_tokens,
             cached=cached,
             finish_reason=entry.finish_reason,
+            cost_usd=self._cost(entry),
         )
 
     def map(self, work: Callable[[T], R], rows: Iterable[T]) -> Iterator[R]:
@@ -321,9 +339,10 @@ class Teacher:
 
     def _failed(self, what: object, detail: str) -> PipelineError:
         return PipelineError(
-            f"teacher at {self._settings.address}: {what}: {_one_line(detail)} (after at most "
-            f"{self._settings.retries.max_attempts} attempts); check teacher.base_url, the model "
-            f"and the key, then run again: replies received so far are kept"
+            f"{self._settings.section} at {self._settings.address}: {what}: {_one_line(detail)} "
+            f"(after at most {self._settings.retries.max_attempts} attempts); check "
+            f"{self._settings.section}.base_url, the model and the key, then run again: replies "
+            "received so far are kept"
         )
 
     def close(self) -> None:

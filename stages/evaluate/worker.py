@@ -1,0 +1,297 @@
+"""A file of texts in, log-likelihoods and similarities on standard output: the neural metrics.
+
+Run in the model environment by its path: `python -P worker.py REQUEST`. The request is what
+neural.py writes; each line of the answer is JSON, {"scores": {key: value}} or {"error": text}.
+Ends when standard input does, whose other end is held by the process that started it.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+def end_with_parent() -> None:
+    """As the embedded server does: PR_SET_PDEATHSIG would follow the thread that started us."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    end_with_parent()  # before the imports, which take seconds
+
+# As in the embedded server: threads that spin while they wait starve each other on a busy machine,
+# and what transformers finds it imports, needed or not.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+UNUSED = ("accelerate", "datasets", "deepspeed", "pandas", "peft", "scipy", "sklearn", "torchao")
+sys.modules.update({name: sys.modules.get(name) for name in UNUSED})
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+transformers.utils.logging.disable_progress_bar()
+torch.set_grad_enabled(False)
+
+BATCH_TOKENS = 2048
+BATCH_LOGITS = 2**27
+"""Numbers in one batch's logits, at most: 512 MB, and as much again for their softmax."""
+WINDOW = 1024
+"""Longest window of the general text, in tokens; a model with a shorter context has that."""
+EMBEDDED_TOKENS = 256
+"""What all-MiniLM-L6-v2 reads at once, with [CLS] and [SEP] (its max_seq_length)."""
+TEXTS = 64
+"""Texts that are embedded before the pairs that are complete are told."""
+TELL_S = 0.2
+
+Turns = Sequence[dict[str, str]]
+Row = tuple[list[int], int]
+"""Token ids, and how many of them, at the end, are scored."""
+
+
+# --- log-likelihoods -----------------------------------------------------------------------------
+
+
+class Scorer:
+    """A causal language model that says how likely a text is."""
+
+    def __init__(self, path: str, template: str | None) -> None:
+        """Load a folder, or `name@revision` of the hub's local cache. Safetensors only."""
+        name, _, revision = (path, "", "") if Path(path).is_dir() else path.partition("@")
+        place = {"pretrained_model_name_or_path": name, "revision": revision or "main"}
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            **place,
+            # On a CPU in float32 whatever is stored: bfloat16 moves the third digit.
+            dtype="auto" if self.device == "cuda" else torch.float32,
+            use_safetensors=True,
+        )
+        self.model.to(self.device).eval()
+        self.template = None if self.tokenizer.chat_template else template
+        config = self.model.config.get_text_config()
+        longest = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        self.context = min(longest, self.tokenizer.model_max_length)
+        self.batch_tokens = min(BATCH_TOKENS, BATCH_LOGITS // config.vocab_size)
+        eos = self.model.generation_config.eos_token_id
+        several = eos if isinstance(eos, list) else [eos]
+        self.ends = {id for id in (*several, self.tokenizer.eos_token_id) if id is not None}
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def render(self, turns: Turns, *, prompt: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns, chat_template=self.template, tokenize=False, add_generation_prompt=prompt
+            )
+        )
+
+    def dialogue(self, turns: Turns) -> Row:
+        """The prompt as it is served, and of the last turn what training teaches: its end too.
+
+        That is the rendered dialogue without the prompt's tokens, up to the first token that ends
+        an answer. Where the prompt's tokens do not begin it (a tokenizer that joins text across the
+        border, a template that writes earlier turns anew), or no token ends it, it is the last turn
+        encoded by itself, and the token that ends it if the template writes one.
+        """
+        prompt = self.encode(self.render(turns[:-1], prompt=True))
+        whole = self.encode(self.render(turns, prompt=False))
+        answer = whole[len(prompt) :]
+        if whole[: len(prompt)] == prompt:
+            for last, id in enumerate(answer):
+                if id in self.ends:
+                    return whole[: len(prompt) + last + 1], last + 1
+        written, before = ([id for id in ids if id in self.ends] for ids in (whole, prompt))
+        end = written[-1:] if len(written) > len(before) else []
+        answer = [*self.encode(turns[-1]["content"]), *end]
+        return prompt + answer, len(answer)
+
+    def windows(self, text: str) -> Iterator[Row]:
+        """Every token of a plain text once, after those of its window that come before it.
+
+        The first follows the tokenizer's first token, or its last where it has no first; the first
+        of a later window follows the token before it (as lm-evaluation-harness rolls).
+        """
+        known = (self.tokenizer.bos_token_id, *sorted(self.ends))
+        lead = next((id for id in known if id is not None), None)
+        if lead is None:
+            raise ValueError("the tokenizer names no token that begins or ends a text")
+        ids = [lead, *self.encode(text)]
+        length = min(self.context, WINDOW)
+        for start in range(0, len(ids) - 1, length - 1):
+            window = ids[start : start + length]
+            yield window, len(window) - 1
+
+    def nats(self, rows: Sequence[Row]) -> Iterator[tuple[int, float]]:
+        """Negative log-likelihoods, in nats, by index of the row."""
+        for group in batches([len(ids) for ids, _ in rows], self.batch_tokens):
+            ids, mask = padded([rows[i][0] for i in group])
+            first = min(len(rows[i][0]) - rows[i][1] for i in group)
+            logits = self.model(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                use_cache=False,
+                logits_to_keep=ids.shape[1] - first + 1,
+            ).logits[:, :-1]  # (rows, tokens from `first` on, vocabulary)
+            losses = torch.nn.functional.cross_entropy(
+                logits.float().transpose(1, 2), ids[:, first:].to(self.device), reduction="none"
+            ).double()
+            for k, i in enumerate(group):
+                length, scored = len(rows[i][0]), rows[i][1]
+                total = float(losses[k, length - scored - first : length - first].sum())
+                if math.isnan(total):
+                    raise ValueError("the model's logits are not numbers (NaN)")
+                yield i, total
+
+
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indexes, the shortest first, of so many rows that they have `tokens` with their padding."""
+    group: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if group and (len(group) + 1) * lengths[i] > tokens:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, both (rows, tokens). Padding is on the right, which no causal model sees."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids, mask
+
+
+def likelihoods(request: dict[str, Any], template: str | None) -> Iterator[tuple[str, Any]]:
+    """By key: nats and tokens, summed over a text's passages; None where the context is short."""
+    scorer = Scorer(request["path"], template)
+    rows: list[Row] = []
+    keys: list[str] = []
+    for key, turns in request["dialogues"].items():
+        row = scorer.dialogue(turns)
+        if len(row[0]) > scorer.context:
+            yield key, None
+        else:
+            keys.append(key)
+            rows.append(row)
+    for i, nats in scorer.nats(rows):
+        yield keys[i], [round(nats, 3), rows[i][1]]
+    for key, passages in request["texts"].items():
+        windows = [window for passage in passages for window in scorer.windows(passage)]
+        nats = sum(nats for _, nats in sorted(scorer.nats(windows)))
+        yield key, [round(nats, 3), sum(scored for _, scored in windows)]
+
+
+# --- similarity ----------------------------------------------------------------------------------
+
+
+class Embedder:
+    """all-MiniLM-L6-v2 as sentence-transformers runs it: the mean over tokens, of length 1."""
+
+    def __init__(self, package: str, version: str) -> None:
+        installed = importlib.metadata.version(package)
+        if installed != version:
+            raise ValueError(f"{package} {version} is expected, and {installed} is installed")
+        # Found, not imported: only its data is used.
+        found = importlib.util.find_spec(package.replace("-", "_"))
+        assert found and found.origin
+        folder = Path(found.origin).parent / "model"
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        # In bfloat16 it is twice as fast, and cosines move by .004.
+        self.model = transformers.AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True
+        )
+        self.model.to(self.device).eval()
+
+    def vectors(self, texts: Sequence[str]) -> Tensor:
+        """(texts, 384). A text of more than 256 tokens is read in pieces, and none is left out."""
+        room = EMBEDDED_TOKENS - 2
+        first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        pieces: list[tuple[int, list[int]]] = []
+        for i, text in enumerate(texts):
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            starts = range(0, len(ids) or 1, room)
+            pieces += [(i, [first, *ids[start : start + room], last]) for start in starts]
+        sums = torch.zeros(len(texts), self.model.config.hidden_size, dtype=torch.float64)
+        for group in batches([len(ids) for _, ids in pieces], BATCH_TOKENS):
+            ids, mask = padded([pieces[k][1] for k in group])
+            states = self.model(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
+            ).last_hidden_state.cpu()  # (pieces, tokens, 384)
+            total = (states * mask[..., None]).sum(1).double()
+            sums.index_add_(0, torch.tensor([pieces[k][0] for k in group]), total)
+        return torch.nn.functional.normalize(sums, dim=-1)
+
+
+def similarities(
+    pairs: dict[str, tuple[str, str]], embedder: dict[str, str]
+) -> Iterator[tuple[str, float]]:
+    """The cosine of each pair's texts by key, to four digits; each text is embedded once."""
+    model = Embedder(**embedder)
+    texts = sorted({text for pair in pairs.values() for text in pair}, key=lambda t: (len(t), t))
+    vectors: dict[str, Tensor] = {}
+    waiting = pairs
+    for start in range(0, len(texts), TEXTS):
+        some = texts[start : start + TEXTS]
+        vectors.update(zip(some, model.vectors(some), strict=True))
+        ready = {key for key, (a, b) in waiting.items() if a in vectors and b in vectors}
+        for key in sorted(ready):
+            a, b = waiting[key]
+            yield key, round(float(vectors[a] @ vectors[b]), 4) + 0.0
+        waiting = {key: pair for key, pair in waiting.items() if key not in ready}
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+
+def scores(request: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for model in request["models"]:
+        yield from likelihoods(model, request["template"])
+    if request["pairs"]:
+        yield from similarities(request["pairs"], request["embedder"])
+
+
+def main(path: Path) -> None:
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints belongs in the log
+
+    def tell(**row: Any) -> None:
+        answer.write(json.dumps(row) + "\n")
+        answer.flush()
+
+    def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.__excepthook__(kind, error, trace)
+        tell(error=" ".join(f"{kind.__name__}: {error}".split())[:500])
+
+    sys.excepthook = fail
+    told = time.monotonic()
+    found: dict[str, Any] = {}
+    try:
+        for key, value in scores(json.loads(path.read_text(encoding="utf-8"))):
+            found[key] = value
+            if time.monotonic() - told > TELL_S:
+                tell(scores=found)
+                found, told = {}, time.monotonic()
+    finally:
+        tell(scores=found)  # also before an error: it is kept
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
