@@ -29,6 +29,7 @@ setup: .venv/installed .venv-model/installed ## both environments; does nothing 
 
 lock: .venv/installed ## resolve pyproject.toml and requirements/model.in again
 	$(UV) pip compile --quiet --python-version 3.11 --no-emit-find-links --extra dev pyproject.toml -o requirements/core.txt
+	sed -i.bak -E 's/^torch==([0-9.]+)$$/torch==\1+cpu/' requirements/model.txt  # prefer the build without CUDA, where there is one
 	$(UV) pip compile --quiet --python-version 3.11 --no-emit-find-links requirements/model.in -o requirements/model.txt
 	sed -i.bak -E 's/^torch==([0-9.]+)\+cpu/torch==\1/' requirements/model.txt && rm requirements/model.txt.bak
 

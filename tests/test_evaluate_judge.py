@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat import Call, serving
 from chat import config as chat_config
+from chat import serving
 from hypothesis import given
 from hypothesis import strategies as st
 

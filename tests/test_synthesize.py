@@ -22,9 +22,18 @@ from stages import llm, synthesize
 from stages.core import config as configuration
 from stages.core import progress, store
 from stages.core.errors import PipelineError
-from stages.core.records import Assignment, Chunk, Document, Example, Heading, Reject, identify
+from stages.core.records import (
+    Assignment,
+    Chunk,
+    Document,
+    Evidence,
+    Example,
+    Heading,
+    Reject,
+    identify,
+)
 from stages.llm.outline import writing
-from stages.synthesize import examples, facts, partition
+from stages.synthesize import examples, facts, frozen, partition
 
 ROOT = Path(__file__).parent.parent
 SUBJECTS = ("apple", "birch", "cedar", "daisy", "elder", "fern")
@@ -131,6 +140,8 @@ class Site:
         self.out = folder / "out"
         folder.mkdir(exist_ok=True)
         self.review.touch()
+        self.testset = folder / "testset.jsonl"
+        self.testset.touch()
         store.write(folder / "documents.jsonl", documents)
         store.write(folder / "chunks.jsonl", [c for d in documents for c in chunks_of(d)])
 
@@ -141,8 +152,15 @@ class Site:
             self.folder / "documents.jsonl",
             self.folder / "chunks.jsonl",
             self.review,
+            self.testset,
             self.out,
         )
+
+    def freeze(self) -> list[Example]:
+        """As `python -m stages freeze` does."""
+        frozen = self.examples("test")
+        store.write(self.testset, frozen)
+        return frozen
 
     def examples(self, name: str) -> list[Example]:
         return list(store.read(self.out / f"{name}.jsonl", Example))
@@ -236,9 +254,10 @@ def test_every_part_is_written_and_the_metrics_count_it(site: Site) -> None:
         "num_validation": len(site.examples("validation")),
         "num_test_same_fact": tracks["same_fact"],
         "num_test_held_out": tracks["held_out"],
+        "num_frozen": 0,
         "num_rejects": len(site.rejects()),
     }
-    assert min(metrics.values()) > 0 or site.rejects() == []
+    assert all(metrics[name] for name in metrics if name not in ("num_frozen", "num_rejects"))
     assert (site.out / "preferences.jsonl").read_text() == ""
     assert {e.kind for e in train} == {"factual", "howto", "definition", "code", "dialogue"}
     every = [e for name in ("train", "validation", "test") for e in site.examples(name)]
@@ -417,7 +436,7 @@ from stages.core import config
 from test_synthesize import settings
 folder, out = map(pathlib.Path, sys.argv[1:])
 synthesize.run(settings(), llm.Outline(kind="outline"), folder / "documents.jsonl",
-    folder / "chunks.jsonl", folder / "review.jsonl", out)
+    folder / "chunks.jsonl", folder / "review.jsonl", folder / "testset.jsonl", out)
 """
 
 
@@ -674,3 +693,168 @@ def test_evidence_found_in_a_chunk_is_its_documents_bytes(
             assert document[found.start : found.end] == found.text.encode()
             assert found.text.split() == passage.split()
     assert facts.ground(chunk, text + "x") is None
+
+
+# --- the frozen test set -----------------------------------------------------------------------
+
+
+def questions(rows: list[Example]) -> set[str]:
+    """What is asked, whatever its letters and marks."""
+    return {
+        " / ".join(" ".join(re.findall(r"\w+", t.content.lower())) for t in turns)
+        for turns in ([t for t in row.messages if t.role == "user"] for row in rows)
+    }
+
+
+def leaks(site: Site, kept: list[Example]) -> set[str]:
+    """Frozen questions that are trained or validated on, and held-out pages that are trained on."""
+    trained = [*site.examples("train"), *site.examples("validation")]
+    held = frozen.held_pages(kept)
+    pages = {p for p, part in site.partition_of().items() if part != "test"}
+    evidence = {span.document_id for row in trained for span in row.evidence}
+    return questions(kept) & questions(trained) | held & (pages | evidence)
+
+
+def test_a_frozen_test_set_is_the_test_set_byte_for_byte(site: Site) -> None:
+    site.run()
+    before = (site.out / "test.jsonl").read_bytes(), (site.out / "train.jsonl").read_bytes()
+    kept = site.freeze()
+    metrics = site.run()
+    after = (site.out / "test.jsonl").read_bytes(), (site.out / "train.jsonl").read_bytes()
+    assert before == after
+    assert metrics["num_frozen"] == len(kept)
+    assert site.reasons()["asked in the frozen test set"] == len(kept)
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_frozen_questions_and_their_pages_are_never_trained_under_any_seed(
+    site: Site, seed: int
+) -> None:
+    site.run()
+    kept = site.freeze()
+    site.run(seed=seed, num_held_forms=2, num_same_fact=1, num_held_out=1)
+    assert [row.id for row in site.examples("test")] == [row.id for row in kept]
+    assert leaks(site, kept) == set()
+    assert site.examples("train")
+
+
+def test_without_the_held_pages_another_seed_would_train_them(site: Site) -> None:
+    """The planted defect that the test above is for."""
+    site.run()
+    held = frozen.held_pages(site.freeze())
+    arguments = (site.documents, 5, 0.1, 0.2, 0.7)
+    ignored = {r.document_id: r.partition for r in partition.assign(*arguments)}
+    assert {ignored[page] for page in held} & {"train", "validation"}
+    minded = {r.document_id: r.partition for r in partition.assign(*arguments, held)}
+    assert {minded[page] for page in held} == {"test"}
+
+
+def test_a_new_page_that_is_nearly_a_held_one_is_held_with_it(site: Site) -> None:
+    site.run()
+    kept = site.freeze()
+    original = next(d for d in site.documents if d.id in frozen.held_pages(kept))
+    copies = [
+        original.model_copy(update={"id": identify("copy", n), "url": f"http://site.test/copy{n}"})
+        for n in range(5)
+    ]
+    again = Site(site.folder, [*site.documents, *copies])
+    again.run(seed=3)
+    assert {again.partition_of()[copy.id] for copy in copies} == {"test"}
+    assert leaks(again, kept) == set()
+
+
+def test_frozen_evidence_moves_with_an_edit_of_its_page(site: Site) -> None:
+    site.run()
+    kept = site.freeze()
+    moved = kept[0].evidence[0].document_id
+    documents = [
+        d.model_copy(update={"text": "Preface – new.\n\n" + d.text, "headings": ()})
+        if d.id == moved
+        else d
+        for d in site.documents
+    ]
+    store.write(site.folder / "documents.jsonl", documents)
+    site.run()
+    assert [row.id for row in site.examples("test")] == [row.id for row in kept]
+    texts = {d.id: d.text.encode() for d in documents}
+    for old, row in zip(kept, site.examples("test"), strict=True):
+        for was, span in zip(old.evidence, row.evidence, strict=True):
+            assert texts[span.document_id][span.start : span.end] == span.text.encode()
+            assert (span.start == was.start) == (span.document_id != moved)
+
+
+def test_a_frozen_question_without_its_page_or_evidence_is_a_reject_and_the_others_stay(
+    site: Site,
+) -> None:
+    site.run()
+    kept = site.freeze()
+    gone, changed = list(dict.fromkeys(row.evidence[0].document_id for row in kept))[:2]
+    documents = [
+        d.model_copy(update={"text": "# Another page\n\nAbout nothing.", "headings": ()})
+        if d.id == changed
+        else d
+        for d in site.documents
+        if d.id != gone
+    ]
+    Site(site.folder, [])
+    store.write(site.folder / "documents.jsonl", documents)
+    store.write(
+        site.folder / "chunks.jsonl",
+        [c for d in documents if d.id != changed for c in chunks_of(d)],
+    )
+    store.write(site.testset, kept)
+    site.run()
+    stayed = [row for row in kept if row.evidence[0].document_id not in (gone, changed)]
+    assert site.examples("test") == stayed
+    reasons = site.reasons()
+    lost = (
+        reasons["frozen: its page is gone"],
+        reasons["frozen: its evidence is gone from the page"],
+    )
+    assert sum(lost) == len(kept) - len(stayed)
+    assert min(lost) > 0
+
+
+def test_a_decision_on_a_frozen_question_does_not_count_and_is_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.run()
+    kept = site.freeze()
+    site.review.write_text(json.dumps({"example_id": kept[0].id, "decision": "reject"}))
+    said: list[str] = []
+    monkeypatch.setattr(progress, "note", said.append)
+    site.run()
+    assert site.examples("test") == kept
+    assert any("1 decisions are about frozen questions" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: [*rows, rows[0]], r"testset\.jsonl:\d+: the id '\w+' stands in line 1 too"),
+        (
+            lambda rows: [rows[0].model_copy(update={"track": None})],
+            r"testset\.jsonl:1: track: null: expected same_fact or held_out",
+        ),
+    ],
+)
+def test_a_broken_frozen_test_set_is_one_line(site: Site, change: Any, said: str) -> None:
+    site.run()
+    store.write(site.testset, change(site.freeze()))
+    with pytest.raises(PipelineError, match=said):
+        site.run()
+
+
+@given(st.binary(max_size=60), st.integers(0, 60), st.data())
+def test_evidence_is_found_at_its_nearest_place(text: bytes, start: int, data: Any) -> None:
+    plain = text.decode("latin-1")
+    if not plain:
+        return
+    at = data.draw(st.integers(0, len(plain) - 1))
+    wanted = plain[at : at + 3]
+    span = Evidence(document_id="d", start=start, end=start + len(wanted.encode()), text=wanted)
+    places = [n for n in range(len(plain)) if plain.startswith(wanted, n)]
+    encoded = [len(plain[:n].encode()) for n in places]
+    found = frozen._nearest(plain.encode(), span)
+    assert found in encoded
+    assert abs(found - start) == min(abs(place - start) for place in encoded)

@@ -57,6 +57,7 @@ class Store:
     """An MLflow experiment, opened; made first, under a lock, where it is the embedded one."""
 
     def __init__(self, cfg: Mlflow) -> None:
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
 
         for name in ("mlflow", "alembic"):

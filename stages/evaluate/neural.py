@@ -252,7 +252,9 @@ def _rows(python: str, request: dict[str, Any], log: Path) -> Generator[dict[str
         ):
             assert process.stdout
             try:
-                yield from map(json.loads, process.stdout)
+                for line in process.stdout:
+                    if line.endswith(b"\n"):  # what a kill tore is not told
+                        yield json.loads(line)
             finally:
                 process.kill()  # it has said all, or nobody listens any more
     finally:

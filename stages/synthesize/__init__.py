@@ -12,7 +12,7 @@ from stages import llm
 from stages.core import config, progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import Assignment, Chunk, Document, Partition, Reject
-from stages.synthesize import examples, facts, partition
+from stages.synthesize import examples, facts, frozen, partition
 
 __all__ = ["Config", "run"]
 
@@ -56,9 +56,21 @@ class Config(config.Base):
 
 
 def run(
-    cfg: Config, teacher: llm.Config, documents: Path, chunks: Path, review: Path, out: Path
+    cfg: Config,
+    teacher: llm.Config,
+    documents: Path,
+    chunks: Path,
+    review: Path,
+    testset: Path,
+    out: Path,
 ) -> dict[str, float]:
+    """Write out/assignment.jsonl, train, validation, test and preferences, and what was left out.
+
+    Where `testset` holds questions, they are the test set and none is written anew: no other
+    partition repeats them, and the pages of the held-out ones are never trained on.
+    """
     reviews = list(store.read(review, examples.Review))
+    kept = frozen.read(testset)
     pages = {document.id: document for document in store.read(documents, Document)}
     rows = list(store.read(chunks, Chunk))
     assignment = partition.assign(
@@ -67,21 +79,36 @@ def run(
         cfg.validation_share,
         cfg.test_share,
         cfg.duplicate_threshold,
+        frozen.held_pages(kept),
     )
     store.write(out / "assignment.jsonl", assignment)
 
     written, rejects = _ask(cfg, teacher, pages, rows, out)
     by_partition, left_out = _choose(cfg, written, assignment)
     sizes = examples.Sizes(cfg.num_validation, cfg.num_same_fact, cfg.num_held_out)
-    composed, unused = examples.compose(by_partition, cfg.seed, cfg.num_held_forms, sizes)
+    composed, unused = examples.compose(by_partition, cfg.seed, cfg.num_held_forms, sizes, kept)
+    settled, lost = frozen.settle(kept, pages)
+    fixed = {example.id for example in kept}
+    if ignored := [row.example_id for row in reviews if row.example_id in fixed]:
+        progress.note(
+            f"{review}: {len(ignored)} decisions are about frozen questions and do not count: "
+            + ", ".join(ignored[:3])
+        )
+        reviews = [row for row in reviews if row.example_id not in fixed]
     reviewed, refused, unknown = examples.apply(reviews, composed)
+    reviewed["test"] += settled
+    if lost:
+        progress.note(
+            f"{testset}: {len(lost)} of {len(kept)} questions lost their page or their evidence, "
+            "so that the test set is another one: see rejects.jsonl, and freeze again"
+        )
     if unknown:
         progress.note(
             f"{review}: {len(unknown)} decisions name no example of this run: "
             + ", ".join(unknown[:3])
         )
 
-    rejects += [*left_out, *unused, *refused]
+    rejects += [*left_out, *unused, *refused, *lost]
     store.write(out / "rejects.jsonl", rejects)
     if not reviewed["train"]:
         reasons = Counter(reject.reason for reject in rejects).most_common(1)
@@ -103,6 +130,7 @@ def run(
         "num_validation": len(reviewed["validation"]),
         "num_test_same_fact": tracks["same_fact"],
         "num_test_held_out": tracks["held_out"],
+        "num_frozen": len(kept),
         "num_rejects": len(rejects),
     }
 

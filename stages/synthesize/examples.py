@@ -40,8 +40,11 @@ class Question:
     @property
     def key(self) -> str:
         """What is asked, whatever its letters and marks, with the turns before it."""
-        turns = [*(turn.question for turn in self.fact.written.history), self.text]
-        return " / ".join(" ".join(re.findall(r"\w+", turn.casefold())) for turn in turns)
+        return _asked([*(turn.question for turn in self.fact.written.history), self.text])
+
+
+def _asked(turns: Sequence[str]) -> str:
+    return " / ".join(map(_words, turns))
 
 
 def held_forms(seed: int, num_held: int) -> dict[str, set[int]]:
@@ -85,15 +88,19 @@ class Sizes:
 
 
 def compose(
-    facts: dict[Partition, list[Fact]], seed: int, num_held: int, sizes: Sizes
+    facts: dict[Partition, list[Fact]],
+    seed: int,
+    num_held: int,
+    sizes: Sizes,
+    frozen: Sequence[Example] = (),
 ) -> tuple[dict[Partition, list[Example]], list[Reject]]:
-    """The examples of each partition, in the facts' order.
+    """The examples of each partition, in the facts' order; of a `frozen` test set nothing else.
 
     A fact of a train page is trained in all forms but the held ones, and tested in those. A fact
     of another page is asked for once, in a trained form, so that only the page is new.
     """
     held = held_forms(seed, num_held)
-    asked = _Asked()
+    asked = _Asked(frozen)
     train = asked.keep(
         Question(fact, fact.written.forms[place], None)
         for fact in facts["train"]
@@ -110,6 +117,9 @@ def compose(
     validation = asked.keep(_once(facts["validation"], seed, held, None))
     answers = {_words(question.fact.written.answer) for question in train}
     held_out = asked.keep(_once(facts["test"], seed, held, "held_out"), answers)
+    if frozen:
+        asked.leave_out([*same_fact, *held_out], "the test set is frozen")
+        same_fact = held_out = []
     same_fact = asked.at_most(sizes.same_fact, same_fact, seed, "num_same_fact")
     validation = asked.at_most(sizes.validation, validation, seed, "num_validation")
     held_out = asked.at_most(sizes.held_out, held_out, seed, "num_held_out")
@@ -133,12 +143,19 @@ def _once(
 
 
 class _Asked:
-    """All questions so far: a later part of the data may repeat and contradict none of them."""
+    """All questions so far: a later part of the data may repeat and contradict none of them.
 
-    def __init__(self) -> None:
+    The frozen ones come before all others, and so do the long answers of its held-out pages.
+    """
+
+    def __init__(self, frozen: Sequence[Example]) -> None:
         self.rejects: list[Reject] = []
         self.num_candidates = 0
         self._answers: dict[str, str] = {}
+        self._frozen = {
+            _asked([turn.content for turn in e.messages if turn.role == "user"]) for e in frozen
+        }
+        self._held = _long(_words(e.answer) for e in frozen if e.track == "held_out")
 
     def keep(
         self, questions: Iterable[Question], trained_answers: Iterable[str] = ()
@@ -149,12 +166,16 @@ class _Asked:
         answers: dict[str, set[str]] = defaultdict(set)
         for question in candidates:
             answers[question.key].add(_words(question.fact.written.answer))
-        long_answers = {answer for answer in trained_answers if len(answer.split()) >= 5}
+        long_answers = _long(trained_answers)
         kept: dict[str, Question] = {}
         for question in candidates:
             answer = _words(question.fact.written.answer)
             before = self._answers.get(question.key)
-            if len(answers[question.key]) > 1 or before not in (None, answer):
+            if question.key in self._frozen:
+                self._reject(question, "asked in the frozen test set")
+            elif answer in self._held:
+                self._reject(question, "answer of the frozen test set")
+            elif len(answers[question.key]) > 1 or before not in (None, answer):
                 self._reject(question, "same question, different answers")
             elif before is not None or question.key in kept:
                 self._reject(question, "same question and answer")
@@ -172,14 +193,21 @@ class _Asked:
             return questions
         ranked = sorted(questions, key=lambda q: identify(seed, q.key, q.fact.chunk.document_id))
         left_out = {question.key for question in ranked[most:]}
-        for question in questions:
-            if question.key in left_out:
-                self._reject(question, f"over {name}")
+        self.leave_out([q for q in questions if q.key in left_out], f"over {name}")
         return [question for question in questions if question.key not in left_out]
+
+    def leave_out(self, questions: Iterable[Question], reason: str) -> None:
+        for question in questions:
+            self._reject(question, reason)
 
     def _reject(self, question: Question, reason: str) -> None:
         example = _example(question)
         self.rejects.append(Reject(id=example.id, reason=reason, detail=example.question))
+
+
+def _long(answers: Iterable[str]) -> set[str]:
+    """The answers that are too long to be the same by chance."""
+    return {answer for answer in answers if len(answer.split()) >= 5}
 
 
 def _words(text: str) -> str:

@@ -1,7 +1,7 @@
 """Documents to partitions, by clusters of near-duplicates and before any question is written."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rensa import RMinHash, RMinHashLSH  # type: ignore[import-untyped]
 
@@ -19,19 +19,24 @@ def assign(
     validation_share: float,
     test_share: float,
     duplicate_threshold: float,
+    held: Collection[str] = (),
 ) -> list[Assignment]:
     """A partition for each document, in the documents' order.
 
-    A cluster goes where its hash says, so that an edit of one page moves no other. Of three
-    clusters or more, the one with the lowest hash is tested on and the one with the highest
-    validates, whatever the shares; a smaller site is trained on as a whole.
+    A cluster with one of the documents that are `held` is tested on. Any other goes where its hash
+    says, so that an edit of one page moves no other. Of three clusters or more, the one with the
+    lowest hash is tested on and the one with the highest validates, whatever the shares; a smaller
+    site is trained on as a whole.
     """
     clusters = cluster(documents, seed, duplicate_threshold)
     names = sorted(set(clusters.values()), key=lambda name: _hash(seed, name))
+    tested = {clusters[id] for id in held if id in clusters}
     partitions: dict[str, Partition] = {}
     for place, name in enumerate(names):
         share = _hash(seed, name)
-        if len(names) < 3 or place == len(names) // 2:
+        if name in tested:
+            partitions[name] = "test"
+        elif len(names) < 3 or place == len(names) // 2:
             partitions[name] = "train"
         elif share < test_share or place == 0:
             partitions[name] = "test"
