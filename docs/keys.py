@@ -79,13 +79,15 @@ def _page(section: str, schema: Any) -> str:
 
 def _rows(prefix: str, schema: Any, options: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
-    parent = schema.__mro__[1]
-    if parent is not config.Base:  # settings of another section, and more
-        section = parent.__module__.rpartition(".")[2].replace("llm", "teacher")
-        meaning = f"As in [{section}](keys-{section}.md), where kind is `{_kind(parent)}`."
-        rows.append((f"{prefix}.*", "mapping", "", meaning))
+    inherited = set()
+    variants = [(name, v) for name, of in sections().items() for v in _variants(of)]
+    for section, variant in variants:
+        if variant in schema.__mro__[1:]:  # settings of another section, and more
+            inherited = set(variant.model_fields)
+            meaning = f"As in [{section}](keys-{section}.md), where kind is `{_kind(variant)}`."
+            rows.append((f"{prefix}.*", "mapping", "", meaning))
     for name, field in schema.model_fields.items():
-        if name == "kind" or name in getattr(parent, "model_fields", {}):
+        if name == "kind" or name in inherited:
             continue
         given = {o: v[name] for o, v in options.items() if isinstance(v, dict) and name in v}
         inner = [
