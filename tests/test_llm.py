@@ -369,6 +369,12 @@ def test_what_would_be_no_answer_is_left_out(text: str) -> None:
     assert outline.write(outline.Page("Page", ("Page",), "", text)) == []
 
 
+def test_a_table_of_backslashes_is_asked_about_like_any_other():
+    text = "# Escapes\n\n| escape | where it stands |\n|---|---|\n| `\\s` | In a pattern. |\n"
+    found = asked(outline.Page("Escapes", ("Escapes",), "", text))
+    assert any("\\s" in question for question in found)
+
+
 def test_rows_of_a_table_that_began_in_the_chunk_before_are_read_by_its_header() -> None:
     page = outline.Page("Keys", ("Keys",), "| key | default |", "| `a.b` | `1` |\n")
     assert asked(page) == {

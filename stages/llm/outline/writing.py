@@ -316,7 +316,7 @@ def _asked_of(column: str, subject: str, heading: str) -> tuple[str, str] | None
         verb = {"when": "should I", "how": "do I", "where": "do I"}[to[1]]
         rest = f"{to[2]}{subject}{to[3]}"
         return f"{to[1]} to {rest}", f"{to[1].capitalize()} {verb} {rest}?"
-    clause = re.sub(r"\bit\b", subject, column, count=1)
+    clause = re.sub(r"\bit\b", lambda _: subject, column, count=1)  # it may hold a backslash
     if clause == column:
         clause = f"{column} {'for' if ' ' in column else 'of'} {subject}"
     if re.match(r"(what|when|how|where|why|which|who)\b", column):
