@@ -222,6 +222,50 @@ def test_the_metrics_and_the_plots_are_there_for_dvc(project):
     assert set(json.loads(page)["data"]) == {"training loss", "ROUGE-L by system"}
 
 
+def test_the_report_the_answers_and_a_version_of_the_model_are_in_mlflow(project):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+    [run] = [r for r in runs(project, "stage") if r.info.run_name == "evaluate"]
+    assert {"report.html", "answers.json"} <= {
+        f.path for f in client.list_artifacts(run.info.run_id)
+    }
+    assert "same_fact.tuned.rougeL_f1" in run.data.metrics
+    [version] = client.search_model_versions("name = 'docent'")
+    said = json.loads((project / "data/deploy/endpoint.json").read_text())
+    assert version.tags["docent.digest"] == said["models"]["tuned"]["digest"]
+    judged = json.loads((project / "data/evaluate/verdict.json").read_text())
+    assert version.tags["docent.testset"] == judged["testset"]
+    assert not judged["gate"]["passed"], "so few questions pass no gate"
+    assert {"base", "tuned", "sentence"} == set(judged["forgetting"])
+
+
+def test_the_champion_is_asked_the_same_questions_as_the_challenger(project, tmp_path):
+    """A copy of the tuned model under another digest: it says what the tuned one says."""
+    champion = tmp_path / "champion"
+    shutil.copytree(project / "data/finetune/model", champion / "model")
+    about = {"model": "docent", "version": "7", "digest": "another"}
+    (champion / "champion.json").write_text(json.dumps(about))
+    out = tmp_path / "out/evaluate"
+    sh(
+        project,
+        *(sys.executable, "-m", "stages", "evaluate", "tracking=none"),
+        *("evaluate.systems=[quote,tuned,tuned_rag]", "evaluate.perplexity=false"),
+        *("--index", "data/index", "--test", "data/synthesize/test.jsonl"),
+        *("--endpoint", "data/deploy/endpoint.json", "--champion", champion, "--out", out),
+    )
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    said = {(row["system"], row["example_id"]): row["answer"] for row in rows}
+    asked = {id for system, id in said if system == "champion"}
+    assert len(asked) == len({id for _, id in said}) > 10
+    assert all(said["champion", id] == said["tuned", id] for id in asked)
+    assert all(said["champion_rag", id] == said["tuned_rag", id] for id in asked)
+    judged = json.loads((out / "verdict.json").read_text())
+    assert "version 7 of the registered model docent" in judged["champion"]["sentence"]
+    pairs = [(c["first"], c["second"]) for c in judged["tracks"]["same_fact"]["comparisons"]]
+    assert {("tuned", "champion"), ("tuned_rag", "champion_rag")} <= set(pairs)
+
+
 def test_a_changed_learning_rate_runs_finetune_and_what_follows_even_after_two_kills(project):
     edit(project, "conf/finetune/full.yaml", "learning_rate:", "learning_rate: 2.0e-3  #")
     with started_run(project) as first:
@@ -309,6 +353,17 @@ def test_dvcs_own_composition_serves_an_experiment(project):
     assert shown
 
 
+def test_an_experiment_is_compared_with_the_workspace_question_by_question(project):
+    done = sh(project, sys.executable, "-m", "stages", "compare", "stems", "--json")
+    found = json.loads(done.stdout)
+    assert {row["track"] for row in found} == {"same_fact", "held_out"}
+    assert {"quote", "base", "tuned", "tuned_rag"} <= {row["system"] for row in found}
+    done = sh(project, sys.executable, "-m", "stages", "compare", "nowhere", check=False)
+    assert done.returncode == 1
+    assert "nowhere: no evaluation of this revision is here" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_sweep_restores_what_did_not_change_and_nests_its_points(project):
     done = sh(project, sys.executable, "-m", "stages", "sweep", "--json", "-m", "answer.top_k=1,2")
     points = json.loads(done.stdout.splitlines()[-1])
@@ -358,6 +413,17 @@ def test_an_empty_lock_file_of_a_killed_dvc_does_not_block_the_next_run(project)
     (project / ".dvc/tmp/rwlock").write_bytes(b"")
     done = sh(project, sys.executable, "-m", "stages", "run", "--json")
     assert json.loads(done.stdout.splitlines()[-1])["metrics"]["tracks"]
+
+
+def test_a_frozen_test_set_is_committed_and_leaves_the_training_alone(project):
+    before = (project / "data/synthesize/test.jsonl").read_bytes()
+    done = sh(project, sys.executable, "-m", "stages", "freeze")
+    assert "questions are the test set from now on" in done.stdout
+    assert done.stdout.rstrip().endswith("committed")
+    assert "data/inputs/testset.jsonl" in sh(project, "git", "show", "--stat", "HEAD").stdout
+    assert "committed before" in sh(project, sys.executable, "-m", "stages", "freeze").stdout
+    assert ran(sh(project, "dvc", "repro")) == ["synthesize", "evaluate"]
+    assert (project / "data/synthesize/test.jsonl").read_bytes() == before
 
 
 # --- the parts ---------------------------------------------------------------------------------

@@ -1,0 +1,113 @@
+"""The registry: a version per model, a champion that passed the gate, and its weights to ask it."""
+
+import json
+import shutil
+
+import pytest
+
+from stages import promotion
+from stages.core import store, tracking
+
+NOTHING = tracking.Nothing(kind="none")
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory):
+    """A tracking store that was used before: making one takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DVC_ROOT", str(folder))
+        tracking.Store(config()).start("first", "stage")
+    return folder / "mlruns"
+
+
+def config():
+    return tracking.Mlflow(kind="mlflow", experiment="docent", uri=None, registered_model="docent")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, mlflow):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    shutil.copytree(mlflow, tmp_path / "mlruns")
+    return tmp_path
+
+
+def evaluated(place, digest, passed):
+    """What deploy, finetune and evaluate leave for a model of this digest."""
+    given = {"endpoint": place / "endpoint.json", "weights": place / "finetune"}
+    store.write_json(given["endpoint"], {"models": {"tuned": {"digest": digest}}})
+    store.write_text(place / "finetune/model/model.safetensors", f"weights of {digest}")
+    gate = {"passed": passed, "sentence": "so it is"}
+    store.write_json(place / "out/verdict.json", {"testset": "t", "gate": gate})
+    return given
+
+
+def register(place, digest, passed):
+    given = evaluated(place, digest, passed)
+    run = tracking.Store(config()).start("evaluate", "stage")
+    return promotion.register(config(), run, given, place / "out")
+
+
+def champion_for(place, digest):
+    return promotion.champion(config(), evaluated(place, digest, False))
+
+
+def about(folder):
+    return json.loads((folder / "champion.json").read_text())
+
+
+def test_a_model_that_passes_the_gate_is_the_champion_of_the_next(place):
+    assert champion_for(place, "one") is None
+    assert register(place, "one", passed=True) == [
+        "version 1 of the registered model docent",
+        "so it is",
+    ]
+    folder = champion_for(place, "two")
+    assert about(folder) == {
+        "digest": "one",
+        "model": "docent",
+        "version": "1",
+    }
+    assert (folder / "model/model.safetensors").read_text() == "weights of one"
+
+
+def test_a_model_that_fails_stays_a_challenger_and_a_later_one_takes_over(place):
+    register(place, "one", passed=True)
+    register(place, "two", passed=False)
+    assert (
+        json.loads((champion_for(place, "three") / "champion.json").read_text())["digest"] == "one"
+    )
+    register(place, "three", passed=True)
+    found = champion_for(place, "four")
+    assert json.loads((found / "champion.json").read_text())["version"] == "3"
+    assert (found / "model/model.safetensors").read_text() == "weights of three"
+
+
+def test_the_champion_has_no_rival_so_that_running_again_gives_the_same_bytes(place):
+    register(place, "one", passed=True)
+    assert champion_for(place, "one") is None
+
+
+def test_a_model_that_is_evaluated_again_is_the_same_version(place):
+    register(place, "one", passed=False)
+    assert register(place, "one", passed=False)[0] == "version 1 of the registered model docent"
+    assert register(place, "two", passed=False)[0] == "version 2 of the registered model docent"
+
+
+def test_a_point_of_a_sweep_is_registered_and_never_promoted(place, monkeypatch):
+    (place / "temp").mkdir()
+    monkeypatch.chdir(place / "temp")
+    said = register(place, "one", passed=True)
+    assert said[0] == "version 1 of the registered model docent"
+    monkeypatch.chdir(place)
+    assert champion_for(place, "two") is None
+
+
+def test_without_mlflow_or_a_model_of_ours_nothing_is_registered(place):
+    given = evaluated(place, "one", True)
+    assert promotion.register(NOTHING, "", given, place / "out") == []
+    assert promotion.champion(NOTHING, given) is None
+    assert promotion.register(config(), "", {}, place / "out") == []
+    assert promotion.champion(config(), {}) is None
