@@ -4,10 +4,9 @@ import csv
 import io
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, quantiles
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -19,19 +18,13 @@ from stages.answer import endpoint as serving
 from stages.answer.retrieval import Index
 from stages.core import config, model, progress, store
 from stages.core.errors import PipelineError
-from stages.core.records import Chunk, Example, Record, Reject, System, Track, identify
+from stages.core.records import Answer, Chunk, Example, Record, Reject, System, Track
 from stages.evaluate import asking, judge, metrics, neural, report, rouge, verdict
 from stages.evaluate import gold as gold_sets
-from stages.evaluate.asking import Asked, Material, Respondent, Source
+from stages.evaluate.asking import Material, Source
+from stages.evaluate.systems import External, Systems, served_models
 
 __all__ = ["Config", "run"]
-
-
-class External(llm.OpenAI):
-    """A model of someone else that answers the same questions, under its own name."""
-
-    retrieval: bool
-    """Whether it is also asked with retrieved chunks, as a second system NAME_rag."""
 
 
 class Config(config.Base):
@@ -72,7 +65,7 @@ class Config(config.Base):
     def _names_are_told_apart(self) -> Self:
         names = [*self.systems, *self.gold.recorded, *self.endpoints]
         names += [f"{name}_rag" for name, of in self.endpoints.items() if of.retrieval]
-        taken = {*metrics.RESERVED, *verdict.CHAMPION.values()}
+        taken = {*metrics.RESERVED, *verdict.CHAMPION.values(), "ours"}
         for name in names:
             if names.count(name) > 1 or name in taken:
                 raise PydanticCustomError(
@@ -116,87 +109,37 @@ def run(
     stages before left out, for the report.
     """
     began = time.monotonic()
-    for name, external in cfg.endpoints.items():
-        llm.api_key(external, f"evaluate.endpoints.{name}")
-    if cfg.judge:
-        llm.api_key(cfg.judge, "evaluate.judge")
+    _check_keys(cfg)
     opened = Index.open(index)
-    asked_by_people = gold_sets.read(gold, cfg.gold, opened.chunks) if gold else gold_sets.Gold()
-    if asked_by_people.unknown_urls:
-        progress.note(
-            f"{gold}: {len(asked_by_people.unknown_urls)} addresses are not in the index, so that "
-            f"they count for no retrieval; the first: {asked_by_people.unknown_urls[0]}"
-        )
-    examples = [*(store.read(test, Example) if test else ()), *asked_by_people.examples]
+    by_people = _read_gold(cfg, gold, opened)
+    examples = [*(store.read(test, Example) if test else ()), *by_people.examples]
     _check_questions(examples, test, gold)
-    shots = asking.shots(
-        list(store.read(validation, Example)) if validation else [],
-        cfg.num_shots,
-        answer.context_tokens,
-        cfg.seed,
-    )
-    manifest = store.read_json(endpoint) if endpoint else None
-    respondents, sources = _respondents(cfg, endpoint, manifest, champion, bool(shots))
+    shown = list(store.read(validation, Example)) if validation else []
+    shots = asking.shots(shown, cfg.num_shots, answer.context_tokens, cfg.seed)
+    asked = _systems(cfg, endpoint, champion, has_shots=bool(shots))
     material = Material(opened, store.digest(index), answer, shots)
-    answers, unanswered = asking.ask_all(respondents, examples, material, sources)
-    num_asked = len(respondents) * len(examples)
-    if len(unanswered) > cfg.max_reject_rate * num_asked:
-        raise PipelineError(
-            f"evaluate: {len(unanswered)} of {num_asked} questions went unanswered "
-            f"(evaluate.max_reject_rate {cfg.max_reject_rate}); the first: {unanswered[0].detail}"
-        )
-    rows = [*(asked.answer for asked in answers), *asked_by_people.recorded]
+    answers, unanswered = asking.ask_all(asked.respondents, examples, material, asked.sources)
+    _check_rejects(cfg, unanswered, len(asked.respondents) * len(examples))
+    rows = [*(each.answer for each in answers), *by_people.recorded]
     store.write(out / "answers.jsonl", rows)
     store.write(out / "rejects.jsonl", unanswered)
 
-    pairs = [(row.answer, row.reference) for row in rows]
+    ways = asked.ways | dict.fromkeys(cfg.gold.recorded if by_people.recorded else ())
     measured = neural.measure(
         cfg.python,
-        _models(endpoint, manifest) if cfg.perplexity and endpoint and manifest else {},
+        served_models(endpoint) if cfg.perplexity and endpoint else {},
         getattr(model, "chat_template", None),
         examples,
-        pairs if cfg.similarity else [],
+        [(row.answer, row.reference) for row in rows] if cfg.similarity else [],
     )
-    ways: dict[str, System | None] = {who.name: who.way for who in respondents}
-    ways |= dict.fromkeys(cfg.gold.recorded if asked_by_people.recorded else ())
-    scoring = metrics.Scoring(
-        rouge.Scorer(cfg.stemming), {chunk.id: chunk for chunk in opened.chunks}, cfg.refusals
-    )
-    by_id = {example.id: example for example in examples}
-    scores = {
-        (row.system, row.example_id): metrics.score(
-            row, by_id[row.example_id], ways[row.system], scoring
-        )
-        for row in rows
-    }
-    if cfg.similarity:
-        for row, similarity in zip(rows, measured.similarities, strict=True):
-            scores[row.system, row.example_id]["similarity"] = similarity
-    store.write(
-        out / "scores.jsonl",
-        (
-            Score(
-                example_id=id,
-                system=system,
-                track=by_id[id].track,
-                page=verdict.page(by_id[id]),
-                figures=figures,
-            )
-            for (system, id), figures in scores.items()
-        ),
-    )
-    systems = list(ways)
-    summary = metrics.summarize(systems, examples, scores, measured.references)
+    scores = _score(cfg, rows, examples, ways, opened, measured.similarities)
+    store.write(out / "scores.jsonl", _score_rows(scores, examples))
+    summary = metrics.summarize(list(ways), examples, scores, measured.references)
     store.write_json(out / "metrics.json", summary)
-    store.write_text(out / "rouge.csv", _table(summary))
-    by_track = {
-        track: {system: figures[verdict.METRIC] for system, figures in of_track.items()}
-        for track, of_track in summary["tracks"].items()
-    }
-    store.write_json(out / "rouge.json", by_track)  # `dvc metrics` prints a column per figure
+    _write_for_dvc(summary, out)
 
-    judged = verdict.judge(systems, examples, scores, verdict.METRIC, cfg.seed, cfg.resamples)
-    judged["base"] = report.describe(model) if manifest else "No model of ours was asked."
+    judged = verdict.judge(list(ways), examples, scores, verdict.METRIC, cfg.seed, cfg.resamples)
+    judged["base"] = report.describe(model) if endpoint else "No model of ours was asked."
     if measured.general:
         judged["forgetting"] = verdict.forgetting(measured.general)
     if champion:
@@ -208,7 +151,7 @@ def run(
     store.write_json(out / "verdict.json", judged)
     timings = {
         "total_s": round(time.monotonic() - began, 1),
-        "systems": _spent(cfg, answers),
+        "systems": asking.spent(answers, asked.respondents, asked.sources),
         "stages": _stages_spent(),
     }
     store.write_json(out / "timings.json", timings)
@@ -224,13 +167,7 @@ def run(
         timings=timings,
     )
     store.write_text(out / "report.html", report.render(found))
-    return {
-        f"{track}.{system}.{name}": figures[name]
-        for track, of_track in summary["tracks"].items()
-        for system, figures in of_track.items()
-        for name in FIGURES
-        if name in figures
-    } | {"num_questions": len(examples), "num_answers": len(rows)}
+    return _figures(summary) | {"num_questions": len(examples), "num_answers": len(rows)}
 
 
 FIGURES = (
@@ -241,9 +178,46 @@ FIGURES = (
 )
 """What of metrics.json MLflow's runs and the manifest show, by track and system."""
 
-
 MOST_SOURCES = 3
 """Addresses that the report gives for one question; a page has as many as sections."""
+
+
+# --- what comes in -----------------------------------------------------------------------------
+
+
+def _check_keys(cfg: Config) -> None:
+    """Every API key is there, before anything is asked."""
+    for name, external in cfg.endpoints.items():
+        llm.api_key(external, f"evaluate.endpoints.{name}")
+    if cfg.judge:
+        llm.api_key(cfg.judge, "evaluate.judge")
+
+
+def _read_gold(cfg: Config, path: Path | None, index: Index) -> gold_sets.Gold:
+    if path is None:
+        return gold_sets.Gold()
+    found = gold_sets.read(path, cfg.gold, index.chunks)
+    if unknown := found.unknown_urls:
+        progress.note(
+            f"{path}: {len(unknown)} addresses are not in the index, so that they count for no "
+            f"retrieval; the first: {unknown[0]}"
+        )
+    return found
+
+
+def _systems(
+    cfg: Config, endpoint: Path | None, champion: Path | None, *, has_shots: bool
+) -> Systems:
+    # Without an endpoint nothing is asked of the server, and so it is never started.
+    start = partial(serving.start, endpoint or Path())
+    server = Source(start, cfg.concurrency, cfg.machine_usd_per_hour)
+    asked = Systems()
+    asked.add_ours(cfg.systems, endpoint, server, has_shots)
+    if champion and endpoint:
+        asked.add_champion(cfg.systems, endpoint, champion, server)
+    for name, external in cfg.endpoints.items():
+        asked.add_external(name, external)
+    return asked
 
 
 def _check_questions(examples: Sequence[Example], test: Path | None, gold: Path | None) -> None:
@@ -258,87 +232,62 @@ def _check_questions(examples: Sequence[Example], test: Path | None, gold: Path 
             raise PipelineError(f"{test}, {gold}: the id {id!r} stands {count} times: expected one")
 
 
-def _respondents(
+def _check_rejects(cfg: Config, unanswered: Sequence[Reject], num_asked: int) -> None:
+    if len(unanswered) > cfg.max_reject_rate * num_asked:
+        raise PipelineError(
+            f"evaluate: {len(unanswered)} of {num_asked} questions went unanswered "
+            f"(evaluate.max_reject_rate {cfg.max_reject_rate}); the first: {unanswered[0].detail}"
+        )
+
+
+# --- what goes out -----------------------------------------------------------------------------
+
+
+def _score(
     cfg: Config,
-    endpoint: Path | None,
-    manifest: Mapping[str, Any] | None,
-    champion: Path | None,
-    has_shots: bool,
-) -> tuple[list[Respondent], dict[str, Source]]:
-    """Who is asked, in the order of the results, and where they answer."""
-    respondents = []
-    sources = {}
-    models = (
-        {name: serving.identity(manifest, name) for name in manifest["models"]} if manifest else {}
-    )
-    for system in cfg.systems:
-        if system == "base_few_shot" and not has_shots:
-            progress.note("base_few_shot is left out: there is no validation example to show it")
-        elif system == "quote":
-            respondents.append(Respondent("quote", "quote", None, ""))
-        elif not endpoint:
-            raise PipelineError(
-                f"evaluate.systems: {system!r} is a model of ours, and no --endpoint says where "
-                "it is: give one (data/deploy/endpoint.json), or leave it out"
-            )
-        else:
-            name = "base" if system.startswith("base") else "tuned"
-            respondents.append(Respondent(system, system, "ours", models[name]))
-            sources["ours"] = Source(partial(serving.start, endpoint), cfg.concurrency)
-    if champion and endpoint and manifest:
-        about = store.read_json(champion / "champion.json")
-        rival = serving.with_tuned(manifest, champion / "model", about["digest"])
-        if rival is None:
-            progress.note("the champion is not asked: that takes deploy=embedded")
-        else:
-            place = store.workspace("champion", "endpoint.json")
-            store.write_json(place, rival)
-            sources["champion"] = Source(partial(serving.start, place), cfg.concurrency)
-            of_model = serving.identity(rival, "tuned")
-            respondents += [
-                Respondent(verdict.CHAMPION[system], system, "champion", of_model)
-                for system in ("tuned", "tuned_rag")
-                if system in cfg.systems
-            ]
-    for name, external in cfg.endpoints.items():
-        said = external.model_dump(exclude={"api_key_env", "concurrency", "retrieval"})
-        settings = identify(said)
-        sources[name] = asking.hosted(name, external)
-        respondents.append(Respondent(name, "base", name, settings))
-        if external.retrieval:
-            respondents.append(Respondent(f"{name}_rag", "base_rag", name, settings))
-    return respondents, sources
-
-
-def _models(endpoint: Path, manifest: Mapping[str, Any]) -> dict[str, neural.Model]:
-    """The models of the endpoint, where their weights are."""
-    places = serving.located(endpoint, manifest)
-    return {
-        name: neural.Model(path=places[name], digest=said["digest"])
-        for name, said in manifest["models"].items()
+    rows: Sequence[Answer],
+    examples: Sequence[Example],
+    ways: Mapping[str, System | None],
+    index: Index,
+    similarities: Sequence[float],
+) -> dict[tuple[str, str], metrics.Figures]:
+    """The figures of every answer by system and example."""
+    chunks = {chunk.id: chunk for chunk in index.chunks}
+    scoring = metrics.Scoring(rouge.Scorer(cfg.stemming), chunks, cfg.refusals)
+    by_id = {example.id: example for example in examples}
+    scores = {
+        (row.system, row.example_id): metrics.score(
+            row, by_id[row.example_id], ways[row.system], scoring
+        )
+        for row in rows
     }
+    if cfg.similarity:
+        for row, similarity in zip(rows, similarities, strict=True):
+            scores[row.system, row.example_id]["similarity"] = similarity
+    return scores
 
 
-def _spent(cfg: Config, answers: Sequence[Asked]) -> dict[str, Any]:
-    """By system: seconds (median and 95th percentile), tokens and US dollars of an answer."""
-    by_system: dict[str, list[Asked]] = {}
-    for asked in answers:
-        by_system.setdefault(asked.answer.system, []).append(asked)
-    found = {}
-    for system, rows in by_system.items():
-        seconds = [row.seconds for row in rows if row.seconds is not None]
-        # Requests share the machine: each pays for its share of the time.
-        machine = sum(seconds) / cfg.concurrency / 3600 * cfg.machine_usd_per_hour
-        ours = system in (*verdict.CHAMPION, *verdict.CHAMPION.values(), *cfg.systems)
-        cost = sum(row.cost_usd for row in rows) + (machine if ours and system != "quote" else 0)
-        cuts = quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else seconds * 19
-        found[system] = {
-            **({"p50_s": round(cuts[9], 4), "p95_s": round(cuts[18], 4)} if seconds else {}),
-            "num_answers": len(rows),
-            "tokens_per_answer": round(fmean(row.answer.tokens for row in rows), 2),
-            "cost_usd_per_answer": round(cost / len(rows), 8),
-        }
-    return found
+def _score_rows(scores: metrics.Scores, examples: Sequence[Example]) -> Iterator[Score]:
+    by_id = {example.id: example for example in examples}
+    for (system, id), figures in scores.items():
+        example = by_id[id]
+        yield Score(
+            example_id=id,
+            system=system,
+            track=example.track,
+            page=verdict.page(example),
+            figures=figures,
+        )
+
+
+def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        f"{track}.{system}.{name}": float(figures[name])
+        for track, of_track in summary["tracks"].items()
+        for system, figures in of_track.items()
+        for name in FIGURES
+        if name in figures
+    }
 
 
 def _stages_spent() -> dict[str, dict[str, float]]:
@@ -383,13 +332,18 @@ def _rejects(paths: Sequence[Path]) -> dict[str, dict[str, int]]:
     return found
 
 
-def _table(summary: Mapping[str, Any]) -> str:
-    """The scores as CSV, a row per track and system: what `dvc plots` draws."""
+def _write_for_dvc(summary: Mapping[str, Any], out: Path) -> None:
+    """rouge.json for `dvc metrics`, a column per figure; rouge.csv for `dvc plots`, a row each."""
+    by_track = {
+        track: {system: figures[verdict.METRIC] for system, figures in of_track.items()}
+        for track, of_track in summary["tracks"].items()
+    }
+    store.write_json(out / "rouge.json", by_track)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["system", "track", *(f"{name}_f1" for name in rouge.NAMES)])
-    for track, systems in summary["tracks"].items():
-        for system, figures in systems.items():
+    for track, of_track in summary["tracks"].items():
+        for system, figures in of_track.items():
             row = [f"{figures[f'{name}_f1']:.6f}" for name in rouge.NAMES]
             writer.writerow([f"{track}: {system}", track, *row])
-    return text.getvalue()
+    store.write_text(out / "rouge.csv", text.getvalue())

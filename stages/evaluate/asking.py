@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, quantiles
 
 from stages import answer as answering
 from stages import llm
@@ -37,6 +38,8 @@ class Source:
     open: Callable[[], AbstractContextManager[Chat]]
     concurrency: int
     """Questions that it is asked at the same time."""
+    usd_per_hour: float = 0.0
+    """Price of the machine that it runs on, beside what it charges for an answer."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,33 @@ def _keys(wanted: Sequence[tuple[Respondent, Example]], material: Material) -> l
     return [identify(shared[who], turns[example.id]) for who, example in wanted]
 
 
+def spent(
+    answers: Sequence[Asked], respondents: Sequence[Respondent], sources: Mapping[str, Source]
+) -> dict[str, dict[str, float]]:
+    """By system what an answer took: seconds (median, 95th percentile), tokens, US dollars.
+
+    Questions that are asked at the same time share the price of the machine.
+    """
+    found = {}
+    for who in respondents:
+        rows = [asked for asked in answers if asked.answer.system == who.name]
+        if not rows:
+            continue
+        seconds = [row.seconds for row in rows if row.seconds is not None]
+        cost = sum(row.cost_usd for row in rows)
+        if who.source:
+            source = sources[who.source]
+            cost += sum(seconds) / source.concurrency / 3600 * source.usd_per_hour
+        cuts = quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else seconds * 19
+        found[who.name] = {
+            **({"p50_s": round(cuts[9], 4), "p95_s": round(cuts[18], 4)} if seconds else {}),
+            "num_answers": len(rows),
+            "tokens_per_answer": round(fmean(row.answer.tokens for row in rows), 2),
+            "cost_usd_per_answer": round(cost / len(rows), 8),
+        }
+    return found
+
+
 def shots(examples: Sequence[Example], most: int, tokens: int, seed: int) -> tuple[Message, ...]:
     """Turns of up to so many validation examples of one question each, within so many tokens.
 
@@ -242,5 +272,7 @@ def hosted(name: str, cfg: llm.OpenAI) -> Source:
     def open() -> Iterator[Chat]:
         with llm.open(cfg, f"evaluate.endpoints.{name}") as teacher:
             yield Hosted(teacher)
+            # What is paid now, not what was: a rerun costs nothing.
+            progress.step(1, 1, name, cost_usd=teacher.usage.cost_usd)
 
     return Source(open, cfg.concurrency)
