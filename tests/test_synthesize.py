@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from chat import Call, config, good, serving, steps
 from hypothesis import given
+from hypothesis import settings as timing
 from hypothesis import strategies as st
 
 from stages import llm, synthesize
@@ -836,6 +837,10 @@ def test_a_decision_on_a_frozen_question_does_not_count_and_is_told(
             lambda rows: [rows[0].model_copy(update={"track": None})],
             r"testset\.jsonl:1: track: null: expected same_fact or held_out",
         ),
+        (
+            lambda rows: [rows[0].model_copy(update={"track": "gold"})],
+            r"testset\.jsonl:1: track: gold: expected same_fact or held_out",
+        ),
     ],
 )
 def test_a_broken_frozen_test_set_is_one_line(site: Site, change: Any, said: str) -> None:
@@ -843,6 +848,88 @@ def test_a_broken_frozen_test_set_is_one_line(site: Site, change: Any, said: str
     store.write(site.testset, change(site.freeze()))
     with pytest.raises(PipelineError, match=said):
         site.run()
+
+
+def test_a_frozen_test_set_survives_other_chunks(site: Site) -> None:
+    site.run()
+    kept = site.freeze()
+    before = (site.out / "test.jsonl").read_bytes()
+    whole = [
+        Chunk(
+            id=identify(document.id, document.text),
+            document_id=document.id,
+            start=0,
+            end=len(document.text.encode()),
+            heading_path=(),
+            url=document.url,
+            text=document.text,
+            num_tokens=1,
+        )
+        for document in site.documents
+    ]
+    store.write(site.folder / "chunks.jsonl", whole)
+    site.run()
+    trained = {id for row in site.examples("train") for id in row.chunk_ids}
+    assert trained <= {chunk.id for chunk in whole}
+    assert (site.out / "test.jsonl").read_bytes() == before
+    assert leaks(site, kept) == set()
+
+
+def test_no_earlier_turn_of_a_trained_dialogue_asks_a_frozen_question(site: Site) -> None:
+    site.run()
+    kept = site.freeze()
+    asked = next(row.question for row in kept if len(row.messages) == 2)
+    chunk = chunks_of(site.documents[0])[0]
+    said = {"answer": "It is.", "evidence": chunk.text}
+    dialogue = fact(
+        "it",
+        chunk.text,
+        answer="It is.",
+        kind="dialogue",
+        history=[{"question": asked.upper(), **said}],
+    )
+    row = facts.Fact(
+        id="f",
+        chunk=chunk,
+        written=facts.Written.model_validate(dialogue),
+        evidence=(),
+        call_id="c",
+    )
+    parts: Any = {"train": [row], "validation": [], "test": []}
+    sizes = examples.Sizes(None, None, None)
+    composed, unused = examples.compose(parts, 0, 1, sizes, kept)
+    assert composed == {"train": [], "validation": [], "test": []}
+    assert {reject.reason for reject in unused} == {"asked in the frozen test set"}
+    planted, _ = examples.compose(parts, 0, 1, sizes, [])
+    assert len(planted["train"]) == 6
+
+
+@timing(deadline=None)
+@given(NAMES, st.integers(0, 99), st.integers(0, 99))
+def test_held_pages_leave_a_small_site_something_to_train_and_validate(
+    names: list[str], seed: int, other: int
+) -> None:
+    documents = [page(name) for name in names]
+    held = {id for id, part in assign(documents, seed).items() if part == "test"}
+    rows = partition.assign(documents, other, 0.1, 0.2, 0.7, held)
+    partitions = {row.document_id: row.partition for row in rows}
+    assert all(partitions[id] == "test" for id in held)
+    free = len(documents) - len(held)
+    wanted = {"train", "validation"} if free > 1 else {"train"} if free else set()
+    assert wanted <= set(partitions.values())
+    same = partition.assign(documents, seed, 0.1, 0.2, 0.7, held)
+    assert {row.document_id: row.partition for row in same} == assign(documents, seed)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85"])
+def test_a_mark_that_some_take_for_the_end_of_a_line_is_part_of_a_frozen_row(
+    site: Site, mark: str
+) -> None:
+    site.run()
+    first, *others = site.freeze()
+    rows = [first.model_copy(update={"answer": f"One{mark}two"}), *others]
+    store.write(site.testset, rows)
+    assert frozen.read(site.testset) == rows
 
 
 @given(st.binary(max_size=60), st.integers(0, 60), st.data())

@@ -40,7 +40,13 @@ class Question:
     @property
     def key(self) -> str:
         """What is asked, whatever its letters and marks, with the turns before it."""
-        return _asked([*(turn.question for turn in self.fact.written.history), self.text])
+        return self.turns[-1]
+
+    @property
+    def turns(self) -> list[str]:
+        """What each turn of the conversation asks, with the turns before it; the last is `key`."""
+        said = [*(turn.question for turn in self.fact.written.history), self.text]
+        return [_asked(said[:number]) for number in range(1, len(said) + 1)]
 
 
 def _asked(turns: Sequence[str]) -> str:
@@ -171,7 +177,7 @@ class _Asked:
         for question in candidates:
             answer = _words(question.fact.written.answer)
             before = self._answers.get(question.key)
-            if question.key in self._frozen:
+            if not self._frozen.isdisjoint(question.turns):  # a dialogue trains all its answers
                 self._reject(question, "asked in the frozen test set")
             elif answer in self._held:
                 self._reject(question, "answer of the frozen test set")

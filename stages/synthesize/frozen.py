@@ -11,17 +11,18 @@ from stages.core.records import Document, Evidence, Example, Reject
 def read(path: Path) -> list[Example]:
     """The frozen questions; none where the file is blank."""
     rows = list(store.read(path, Example))
-    lines = [n for n, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    with path.open(encoding="utf-8") as file:  # not splitlines: U+2028 in a question ends no row
+        lines = [number for number, line in enumerate(file, 1) if line.strip()]
     seen: dict[str, int] = {}
     for number, row in zip(lines, rows, strict=True):
         if row.id in seen:
             raise PipelineError(
                 f"{path}:{number}: the id {row.id!r} stands in line {seen[row.id]} too: remove one"
             )
-        if row.track is None:
+        if row.track not in ("same_fact", "held_out"):
             raise PipelineError(
-                f"{path}:{number}: track: null: expected same_fact or held_out, as "
-                "`python -m stages freeze` writes them"
+                f"{path}:{number}: track: {row.track or 'null'}: expected same_fact or held_out, "
+                "as `python -m stages freeze` writes them"
             )
         seen[row.id] = number
     return rows

@@ -25,22 +25,31 @@ def assign(
 
     A cluster with one of the documents that are `held` is tested on. Any other goes where its hash
     says, so that an edit of one page moves no other. Of three clusters or more, the one with the
-    lowest hash is tested on and the one with the highest validates, whatever the shares; a smaller
-    site is trained on as a whole.
+    lowest hash is tested on, unless any is held, the one with the highest validates and the one in
+    the middle is trained on, whatever the shares; where that one is held, another takes its place.
+    A smaller site is trained on as a whole.
     """
     clusters = cluster(documents, seed, duplicate_threshold)
     names = sorted(set(clusters.values()), key=lambda name: _hash(seed, name))
     tested = {clusters[id] for id in held if id in clusters}
+    free = [name for name in names if name not in tested]
+    trained = names[len(names) // 2 :][:1]
+    if tested.intersection(trained):
+        trained = free[(len(free) - 1) // 2 :][:1]
+    others = [name for name in free if name not in trained]
+    validated = others[-1:]
     partitions: dict[str, Partition] = {}
     for place, name in enumerate(names):
         share = _hash(seed, name)
         if name in tested:
             partitions[name] = "test"
-        elif len(names) < 3 or place == len(names) // 2:
+        elif len(names) < 3 or name in trained:
             partitions[name] = "train"
-        elif share < test_share or place == 0:
+        elif name in validated:
+            partitions[name] = "validation"
+        elif share < test_share or (place == 0 and not tested):
             partitions[name] = "test"
-        elif share >= 1 - validation_share or place == len(names) - 1:
+        elif share >= 1 - validation_share:
             partitions[name] = "validation"
         else:
             partitions[name] = "train"
