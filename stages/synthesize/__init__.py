@@ -1,7 +1,7 @@
 """Documents and chunks to examples: partitions first, then a teacher's questions with evidence."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -80,11 +80,12 @@ def run(
         cfg.test_share,
         cfg.duplicate_threshold,
         frozen.held_pages(kept),
+        {page for page, _ in frozen.learnt(kept)},
     )
     store.write(out / "assignment.jsonl", assignment)
 
     written, rejects = _ask(cfg, teacher, pages, rows, out)
-    by_partition, left_out = _choose(cfg, written, assignment)
+    by_partition, left_out = _choose(cfg, written, assignment, frozen.learnt(kept))
     sizes = examples.Sizes(cfg.num_validation, cfg.num_same_fact, cfg.num_held_out)
     composed, unused = examples.compose(by_partition, cfg.seed, cfg.num_held_forms, sizes, kept)
     settled, lost = frozen.settle(kept, pages)
@@ -200,20 +201,26 @@ def _ask(
 
 
 def _choose(
-    cfg: Config, written: Sequence[facts.Fact], assignment: Sequence[Assignment]
+    cfg: Config,
+    written: Sequence[facts.Fact],
+    assignment: Sequence[Assignment],
+    first: Collection[tuple[str, str]],
 ) -> tuple[dict[Partition, list[facts.Fact]], list[Reject]]:
-    """The facts of each partition, within the maxima; every other one is a reject."""
+    """The facts of each partition, within the maxima; every other one is a reject.
+
+    Those of the pages and answers that come `first` are kept before all others.
+    """
     chosen: dict[Partition, list[facts.Fact]] = {"train": [], "validation": [], "test": []}
     rejects: list[Reject] = []
     for row in assignment:
         of_page = [fact for fact in written if fact.chunk.document_id == row.document_id]
         kept, left_out = examples.cap(
-            of_page, cfg.seed, cfg.max_facts_per_page, "over max_facts_per_page"
+            of_page, cfg.seed, cfg.max_facts_per_page, "over max_facts_per_page", first
         )
         chosen[row.partition] += kept
         rejects += left_out
     chosen["train"], left_out = examples.cap(
-        chosen["train"], cfg.seed, cfg.max_facts, "over max_facts"
+        chosen["train"], cfg.seed, cfg.max_facts, "over max_facts", first
     )
     rejects += left_out
     assert len(written) == sum(map(len, chosen.values())) + len(rejects)

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -64,12 +64,25 @@ def held_forms(seed: int, num_held: int) -> dict[str, set[int]]:
 
 
 def cap(
-    facts: Sequence[Fact], seed: int, most: int | None, reason: str
+    facts: Sequence[Fact],
+    seed: int,
+    most: int | None,
+    reason: str,
+    first: Collection[tuple[str, str]] = (),
 ) -> tuple[list[Fact], list[Reject]]:
-    """At most so many facts, in their order. A smaller number chooses among those of a larger."""
+    """At most so many facts, in their order. A smaller number chooses among those of a larger.
+
+    Facts of a page and an answer that are `first` are chosen before all others.
+    """
     if most is None or len(facts) <= most:
         return list(facts), []
-    ranked = sorted(facts, key=lambda fact: identify(seed, _lasting(fact)))
+    ranked = sorted(
+        facts,
+        key=lambda fact: (
+            (fact.chunk.document_id, fact.written.answer) not in first,
+            identify(seed, _lasting(fact)),
+        ),
+    )
     kept = {fact.id for fact in ranked[:most]}
     rejects = [
         Reject(id=fact.id, reason=reason, detail=fact.written.forms[0])

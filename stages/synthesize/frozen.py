@@ -33,6 +33,16 @@ def held_pages(frozen: Sequence[Example]) -> set[str]:
     return {span.document_id for e in frozen if e.track == "held_out" for span in e.evidence}
 
 
+def learnt(frozen: Sequence[Example]) -> set[tuple[str, str]]:
+    """Page and answer of each question about a trained fact: such a fact stays trained."""
+    return {
+        (span.document_id, e.answer)
+        for e in frozen
+        if e.track == "same_fact"
+        for span in e.evidence
+    }
+
+
 def settle(
     frozen: Sequence[Example], pages: Mapping[str, Document]
 ) -> tuple[list[Example], list[Reject]]:

@@ -20,30 +20,32 @@ def assign(
     test_share: float,
     duplicate_threshold: float,
     held: Collection[str] = (),
+    learnt: Collection[str] = (),
 ) -> list[Assignment]:
     """A partition for each document, in the documents' order.
 
-    A cluster with one of the documents that are `held` is tested on. Any other goes where its hash
-    says, so that an edit of one page moves no other. Of three clusters or more, the one with the
-    lowest hash is tested on, unless any is held, the one with the highest validates and the one in
-    the middle is trained on, whatever the shares; where that one is held, another takes its place.
-    A smaller site is trained on as a whole.
+    A cluster with one of the documents that are `held` is tested on, and one with one of those that
+    are `learnt` is trained on. Any other goes where its hash says, so that an edit of one page moves
+    no other. Of three clusters or more, the one with the lowest hash is tested on, unless any is
+    held, the one with the highest validates and the one in the middle is trained on, whatever the
+    shares; where that one is held, another takes its place. A smaller site is trained on as a whole.
     """
     clusters = cluster(documents, seed, duplicate_threshold)
     names = sorted(set(clusters.values()), key=lambda name: _hash(seed, name))
     tested = {clusters[id] for id in held if id in clusters}
+    kept = {clusters[id] for id in learnt if id in clusters} - tested
     free = [name for name in names if name not in tested]
     trained = names[len(names) // 2 :][:1]
     if tested.intersection(trained):
         trained = free[(len(free) - 1) // 2 :][:1]
-    others = [name for name in free if name not in trained]
+    others = [name for name in free if name not in trained and name not in kept]
     validated = others[-1:]
     partitions: dict[str, Partition] = {}
     for place, name in enumerate(names):
         share = _hash(seed, name)
         if name in tested:
             partitions[name] = "test"
-        elif len(names) < 3 or name in trained:
+        elif len(names) < 3 or name in trained or name in kept:
             partitions[name] = "train"
         elif name in validated:
             partitions[name] = "validation"
