@@ -24,11 +24,12 @@ def assign(
 ) -> list[Assignment]:
     """A partition for each document, in the documents' order.
 
-    A cluster with one of the documents that are `held` is tested on, and one with one of those that
-    are `learnt` is trained on. Any other goes where its hash says, so that an edit of one page moves
-    no other. Of three clusters or more, the one with the lowest hash is tested on, unless any is
-    held, the one with the highest validates and the one in the middle is trained on, whatever the
-    shares; where that one is held, another takes its place. A smaller site is trained on as a whole.
+    A cluster with one of the documents that are `held` is tested on, and one with one of those
+    that are `learnt` is trained on. Any other goes where its hash says, so that an edit of one
+    page moves no other. Of three clusters or more, the one with the lowest hash is tested on,
+    unless any is held, the one with the highest validates and the one in the middle is trained
+    on, whatever the shares; where that one is held, another takes its place. A smaller site is
+    trained on as a whole.
     """
     clusters = cluster(documents, seed, duplicate_threshold)
     names = sorted(set(clusters.values()), key=lambda name: _hash(seed, name))
