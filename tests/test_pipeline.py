@@ -99,7 +99,7 @@ def runs(project, kind):
         ("split.method=x", "conf: split.method: 'x': expected 'recursive' or 'markdown'"),
         ("finetune.learning_rate=fast", "conf: finetune.learning_rate: 'fast': input should be"),
         ("spilt=recursive", "spilt: unknown key (did you mean split?)"),
-        ("experiment=nope", "experiment=nope: no such option: expected one of quick"),
+        ("experiment=nope", "experiment=nope: no such option: expected one of python_docs, quick"),
     ],
 )
 def test_an_unknown_option_key_or_value_is_one_line_that_lists_the_right_ones(
