@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 from stages import console, pipeline, promotion
 from stages.core import config, progress, store, tracking
 from stages.core.errors import PipelineError
-from stages.core.records import Message, System
+from stages.core.records import Message, System, Track
 
 if TYPE_CHECKING:  # a stage's process imports no more than its stage
     from stages.answer import Response
@@ -243,9 +243,9 @@ def run_pipeline(parsed: argparse.Namespace) -> None:
     rows.append(("together", f"{total[0]:.1f}", f"{total[1]:.4f}"))
     console.table("Time and cost per stage", ("stage", "seconds", "USD"), rows)
     judged = store.read_json(Path("data/evaluate/verdict.json"))
-    for track, found in judged["tracks"].items():
+    for track in filter(judged["tracks"].get, get_args(Track)):
         print(f"Verdict on {track} (ROUGE-L F1):")
-        for comparison in found["comparisons"]:
+        for comparison in judged["tracks"][track]["comparisons"]:
             print(f"  {comparison['sentence']}")
     for part in ("forgetting", "champion", "gate"):
         if sentence := judged.get(part, {}).get("sentence"):
@@ -257,7 +257,8 @@ def run_pipeline(parsed: argparse.Namespace) -> None:
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
     names = ("rouge1_f1", "rouge2_f1", "rougeL_f1", "rougeLsum_f1")
-    for track, systems in metrics["tracks"].items():
+    for track in filter(metrics["tracks"].get, get_args(Track)):
+        systems = metrics["tracks"][track]
         rows = []
         for system in sorted(systems, key=_rank):
             figures = systems[system]

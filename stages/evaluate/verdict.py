@@ -159,7 +159,7 @@ def forgetting(general: Mapping[str, Likelihood]) -> dict[str, Any]:
         change = after / before - 1
         cost = "cost general knowledge" if change > FORGOTTEN else "cost no general knowledge"
         found["sentence"] = (
-            f"Perplexity of a fixed general text is {before:.4g} before and {after:.4g} after "
+            f"Perplexity of a fixed general text is {before:,.1f} before and {after:,.1f} after "
             f"tuning ({change:+.0%}): by this measure tuning {cost}."
         )
     return found
