@@ -259,7 +259,9 @@ def test_the_champion_is_asked_the_same_questions_as_the_challenger(project, tmp
     asked = {id for system, id in said if system == "champion"}
     assert len(asked) == len({id for _, id in said}) > 10
     assert all(said["champion", id] == said["tuned", id] for id in asked)
-    assert all(said["champion_rag", id] == said["tuned_rag", id] for id in asked)
+    with_passages = {id for system, id in said if system == "tuned_rag"}  # some are too long
+    assert len(with_passages) > 10
+    assert all(said["champion_rag", id] == said["tuned_rag", id] for id in with_passages)
     judged = json.loads((out / "verdict.json").read_text())
     assert "version 7 of the registered model docent" in judged["champion"]["sentence"]
     pairs = [(c["first"], c["second"]) for c in judged["tracks"]["same_fact"]["comparisons"]]
@@ -416,14 +418,15 @@ def test_an_empty_lock_file_of_a_killed_dvc_does_not_block_the_next_run(project)
 
 
 def test_a_frozen_test_set_is_committed_and_leaves_the_training_alone(project):
-    before = (project / "data/synthesize/test.jsonl").read_bytes()
+    files = [project / f"data/synthesize/{part}.jsonl" for part in ("train", "test")]
+    before = [path.read_bytes() for path in files]
     done = sh(project, sys.executable, "-m", "stages", "freeze")
     assert "questions are the test set from now on" in done.stdout
     assert done.stdout.rstrip().endswith("committed")
     assert "data/inputs/testset.jsonl" in sh(project, "git", "show", "--stat", "HEAD").stdout
     assert "committed before" in sh(project, sys.executable, "-m", "stages", "freeze").stdout
-    assert ran(sh(project, "dvc", "repro")) == ["synthesize", "evaluate"]
-    assert (project / "data/synthesize/test.jsonl").read_bytes() == before
+    assert ran(sh(project, "dvc", "repro", "synthesize")) == ["synthesize"]
+    assert [path.read_bytes() for path in files] == before
 
 
 # --- the parts ---------------------------------------------------------------------------------

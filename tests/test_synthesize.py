@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from chat import Call, config, good, serving, steps
 from hypothesis import given
 from hypothesis import settings as timing
 from hypothesis import strategies as st
 
+from stages import answer as answering
 from stages import llm, synthesize
 from stages.core import config as configuration
 from stages.core import progress, store
@@ -34,12 +36,21 @@ from stages.core.records import (
     identify,
 )
 from stages.llm.outline import writing
-from stages.synthesize import examples, facts, frozen, partition
+from stages.synthesize import examples, facts, frozen, partition, tasks
 
 ROOT = Path(__file__).parent.parent
 SUBJECTS = ("apple", "birch", "cedar", "daisy", "elder", "fern")
 SUBJECTS += ("grape", "hazel", "iris", "jasmine", "kale", "lilac")
 OUTLINE = llm.Outline(kind="outline")
+
+
+PROMPTS = yaml.safe_load((ROOT / "conf/synthesize/prompts/default.yaml").read_text())
+KINDS = ("factual", "howto", "definition", "code", "dialogue")
+OTHERS = ("multihop", "unanswerable", "style", "raft", "raft_absent", "preferences")
+SHARES = dict.fromkeys(KINDS, 1.0) | dict.fromkeys(OTHERS, 0.0)
+ANSWER = answering.Config(
+    top_k=3, context_tokens=240, num_sentences=2, max_tokens=96, temperature=0.0
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +67,11 @@ def settings(**changes: Any) -> synthesize.Config:
         "duplicate_threshold": 0.7,
         "validation_share": 0.1,
         "test_share": 0.2,
+        "skip_headings": [],
+        "skip_text": [],
+        "min_chunk_words": 0,
+        "prompts": PROMPTS,
+        "shares": SHARES,
         "num_held_forms": 1,
         "max_answer_words": 60,
         "max_facts": None,
@@ -150,7 +166,9 @@ class Site:
         return synthesize.run(
             settings(**changes),
             teacher,
+            ANSWER,
             self.folder / "documents.jsonl",
+            self.folder / "chunks.jsonl",
             self.folder / "chunks.jsonl",
             self.review,
             self.testset,
@@ -257,6 +275,7 @@ def test_every_part_is_written_and_the_metrics_count_it(site: Site) -> None:
         "num_test_held_out": tracks["held_out"],
         "num_frozen": 0,
         "num_rejects": len(site.rejects()),
+        **{f"num_train_{kind}": n for kind, n in Counter(e.kind for e in train).items()},
     }
     assert all(metrics[name] for name in metrics if name not in ("num_frozen", "num_rejects"))
     assert (site.out / "preferences.jsonl").read_text() == ""
@@ -318,7 +337,7 @@ def test_a_wording_form_of_the_same_fact_test_occurs_nowhere_in_training(
     held = examples.held_forms(seed, 1)
     trained = site.examples("train") + site.examples("validation")
     tested = [example for example in site.examples("test") if example.track == "same_fact"]
-    for kind, (place,) in ((kind, tuple(places)) for kind, places in held.items()):
+    for kind, (place,) in ((kind, tuple(held[kind])) for kind in tasks.KINDS):
         assert place > 0  # the plainest question is always trained
         assert [e for e in tested if e.kind == kind]
         assert all(fits(kind, place, e.question) for e in tested if e.kind == kind)
@@ -432,12 +451,14 @@ def test_an_edited_page_changes_only_its_own_examples(site: Site) -> None:
 
 RUN = """
 import sys, pathlib
+from stages import answer as answering
 from stages import llm, synthesize
 from stages.core import config
-from test_synthesize import settings
+from test_synthesize import ANSWER, settings
 folder, out = map(pathlib.Path, sys.argv[1:])
-synthesize.run(settings(), llm.Outline(kind="outline"), folder / "documents.jsonl",
-    folder / "chunks.jsonl", folder / "review.jsonl", folder / "testset.jsonl", out)
+synthesize.run(settings(), llm.Outline(kind="outline"), ANSWER, folder / "documents.jsonl",
+    folder / "chunks.jsonl", folder / "chunks.jsonl", folder / "review.jsonl",
+    folder / "testset.jsonl", out)
 """
 
 
@@ -464,7 +485,7 @@ def test_a_site_that_gives_no_question_is_one_clear_line(workspace: Path) -> Non
     )
     store.write(site.folder / "documents.jsonl", [document])
     store.write(site.folder / "chunks.jsonl", [chunk])
-    with pytest.raises(PipelineError, match=r"no training question came of 1 chunks .*no facts"):
+    with pytest.raises(PipelineError, match=r"no training question came of its chunks .*no facts"):
         site.run()
     assert site.reasons() == {"no facts": 1}
 
@@ -903,8 +924,8 @@ def test_no_earlier_turn_of_a_trained_dialogue_asks_a_frozen_question(site: Site
     )
     row = facts.Fact(
         id="f",
-        chunk=chunk,
-        written=facts.Written.model_validate(dialogue),
+        chunks=(chunk,),
+        written=facts.Written.model_validate(dialogue | {"evidence": [chunk.text]}),
         evidence=(),
         call_id="c",
     )

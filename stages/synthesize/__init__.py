@@ -1,22 +1,92 @@
 """Documents and chunks to examples: partitions first, then a teacher's questions with evidence."""
 
+import re
+import tempfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from stages import answer as answering
 from stages import llm
+from stages.answer import prompt, retrieval
+from stages.answer.retrieval import Index
 from stages.core import config, progress, store
 from stages.core.errors import PipelineError
-from stages.core.records import Assignment, Chunk, Document, Partition, Reject
-from stages.synthesize import examples, facts, frozen, partition
+from stages.core.records import (
+    Assignment,
+    Chunk,
+    Document,
+    Example,
+    Message,
+    Partition,
+    Reject,
+)
+from stages.synthesize import (
+    context,
+    examples,
+    facts,
+    frozen,
+    partition,
+    preferences,
+    tasks,
+    unanswerable,
+)
+from stages.synthesize.facts import Fact
+from stages.synthesize.tasks import Prompts, Task
 
-__all__ = ["Config", "run"]
+__all__ = ["Config", "plan", "run"]
 
 Count = Annotated[int, Field(ge=0)] | None
+Share = Annotated[float, Field(ge=0, le=1)]
+
+K1, B = 1.5, 0.75
+"""Of the index that looks for distractors and similar pages; conf/index has the same at first."""
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise PydanticCustomError(
+            "pattern", "expected a regular expression: {why}", {"why": str(error)}
+        ) from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+
+
+class Shares(config.Base):
+    """How many examples of each kind."""
+
+    factual: Share
+    """Fraction of the facts of this kind that is kept."""
+    howto: Share
+    """Fraction of the facts of this kind that is kept."""
+    definition: Share
+    """Fraction of the facts of this kind that is kept."""
+    code: Share
+    """Fraction of the facts of this kind that is kept."""
+    dialogue: Share
+    """Fraction of the facts of this kind that is kept."""
+    multihop: Share
+    """Fraction of the chunks that the teacher is asked about with a linked or similar one."""
+    unanswerable: Share
+    """Fraction of the chunks that the teacher writes open questions to, and of the facts on a name
+    that become open questions on an invented one."""
+    style: Share
+    """Fraction of the chunks whose paragraphs become answers as they stand."""
+    raft: Share
+    """Fraction of the trained questions that are also trained with passages in the prompt."""
+    raft_absent: Share
+    """Fraction of those whose passages lack the answer, so that "not in the documents" is right."""
+    preferences: Share
+    """Fraction of the trained facts that also give a pair of a right and a wrong answer."""
 
 
 class Config(config.Base):
@@ -28,7 +98,17 @@ class Config(config.Base):
     """Fraction of the clusters of documents that validate the training."""
     test_share: Annotated[float, Field(ge=0, lt=1)]
     """Fraction of the clusters of documents that are held out for the test."""
-    num_held_forms: Annotated[int, Field(ge=1, le=len(facts.FORMS) - 2)]
+    skip_headings: tuple[Pattern, ...]
+    """Chunks under such headings are not asked about: regular expressions that search."""
+    skip_text: tuple[Pattern, ...]
+    """Chunks with such text are not asked about: regular expressions that search."""
+    min_chunk_words: Annotated[int, Field(ge=0)]
+    """Shortest chunk that the teacher is asked about, in words."""
+    prompts: Prompts
+    """What the teacher is told."""
+    shares: Shares
+    """How many examples of each kind."""
+    num_held_forms: Annotated[int, Field(ge=1, le=len(tasks.FORMS) - 2)]
     """Wording forms of each kind, of seven, that are kept from training and tested."""
     max_answer_words: Annotated[int, Field(ge=1)]
     """Longest answer that is taken from the teacher, in words."""
@@ -58,8 +138,10 @@ class Config(config.Base):
 def run(
     cfg: Config,
     teacher: llm.Config,
+    answer: answering.Config,
     documents: Path,
     chunks: Path,
+    passages: Path,
     review: Path,
     testset: Path,
     out: Path,
@@ -67,12 +149,13 @@ def run(
     """Write out/assignment.jsonl, train, validation, test and preferences, and what was left out.
 
     Where `testset` holds questions, they are the test set and none is written anew: no other
-    partition repeats them, and the pages of the held-out ones are never trained on.
+    partition repeats them, and the pages of the held-out ones are never trained on. Prompts with
+    context are made of `passages` as `answer` says, like those of service.
     """
     reviews = list(store.read(review, examples.Review))
     kept = frozen.read(testset)
     pages = {document.id: document for document in store.read(documents, Document)}
-    rows = list(store.read(chunks, Chunk))
+    learnt_pages, learnt = frozen.learnt(kept)
     assignment = partition.assign(
         list(pages.values()),
         cfg.seed,
@@ -80,103 +163,177 @@ def run(
         cfg.test_share,
         cfg.duplicate_threshold,
         frozen.held_pages(kept),
-        {page for page, _ in frozen.learnt(kept)},
+        learnt_pages,
     )
     store.write(out / "assignment.jsonl", assignment)
+    partitions = {row.document_id: row.partition for row in assignment}
 
-    written, rejects = _ask(cfg, teacher, pages, rows, out)
-    by_partition, left_out = _choose(cfg, written, assignment, frozen.learnt(kept))
+    with tempfile.TemporaryDirectory() as folder:
+        index = _index(store.read(passages, Chunk), set(pages), Path(folder) / "all")
+        trained = {page for page, part in partitions.items() if part == "train"}
+        trained_index = _index(index.chunks, trained, Path(folder) / "trained")
+    asked, rejects = _tasks(cfg, teacher, pages, partitions, chunks)
+    written, unusable = _ask(cfg, teacher, asked, index, out)
+    rejects += unusable
+    by_partition, left_out = _choose(cfg, written, assignment, learnt)
+    texts = [document.text for document in pages.values()]
+    for facts_of_part in by_partition.values():
+        facts_of_part += unanswerable.invented(
+            facts_of_part, texts, cfg.shares.unanswerable, cfg.seed
+        )
     sizes = examples.Sizes(cfg.num_validation, cfg.num_same_fact, cfg.num_held_out)
     composed, unused = examples.compose(by_partition, cfg.seed, cfg.num_held_forms, sizes, kept)
     settled, lost = frozen.settle(kept, pages)
-    fixed = {example.id for example in kept}
-    if ignored := [row.example_id for row in reviews if row.example_id in fixed]:
-        progress.note(
-            f"{review}: {len(ignored)} decisions are about frozen questions and do not count: "
-            + ", ".join(ignored[:3])
-        )
-        reviews = [row for row in reviews if row.example_id not in fixed]
-    reviewed, refused, unknown = examples.apply(reviews, composed)
+    reviewed, refused = _review(reviews, composed, {example.id for example in kept}, review)
     reviewed["test"] += settled
     if lost:
         progress.note(
             f"{testset}: {len(lost)} of {len(kept)} questions lost their page or their evidence, "
             "so that the test set is another one: see rejects.jsonl, and freeze again"
         )
-    if unknown:
-        progress.note(
-            f"{review}: {len(unknown)} decisions name no example of this run: "
-            + ", ".join(unknown[:3])
-        )
+    raft, no_room = _raft(cfg, answer, reviewed["train"], trained_index)
+    plain = _plainest(reviewed["train"])
+    reviewed["train"] += raft
 
-    rejects += [*left_out, *unused, *refused, *lost]
+    rejects += [*left_out, *unused, *refused, *lost, *no_room]
     store.write(out / "rejects.jsonl", rejects)
     if not reviewed["train"]:
         reasons = Counter(reject.reason for reject in rejects).most_common(1)
         raise PipelineError(
-            f"{chunks}: no training question came of {len(rows)} chunks"
+            f"{chunks}: no training question came of its chunks"
             + (f" (most often: {reasons[0][0]})" if reasons else "")
             + f"; see {out}/rejects.jsonl, and give the pages headings, tables and definitions, or "
             "take a language model with teacher=openai"
         )
     for name, part in reviewed.items():
         store.write(out / f"{name}.jsonl", part)
-    store.write(out / "preferences.jsonl", [])
+    chosen = tasks.share(plain, cfg.shares.preferences, cfg.seed, lambda example: example.id)
+    store.write(out / "preferences.jsonl", preferences.pairs(chosen, cfg.seed))
+    _tell_counts(cfg, teacher, reviewed)
     tracks = Counter(example.track for example in reviewed["test"])
+    kinds = Counter(example.kind for example in reviewed["train"])
     return {
         "num_documents": len(pages),
         "num_clusters": len({row.cluster_id for row in assignment}),
-        "num_facts": len({(e.chunk_ids, e.evidence, e.answer, e.kind) for e in reviewed["train"]}),
+        "num_facts": len(plain),
         "num_train": len(reviewed["train"]),
         "num_validation": len(reviewed["validation"]),
         "num_test_same_fact": tracks["same_fact"],
         "num_test_held_out": tracks["held_out"],
         "num_frozen": len(kept),
         "num_rejects": len(rejects),
+        **{f"num_train_{kind}": kinds[kind] for kind in sorted(kinds)},
     }
 
 
-def _ask(
+def plan(cfg: Config, teacher: llm.Config, documents: Path, chunks: Path) -> list[Task]:
+    """The calls that a run would make, without making any."""
+    pages = {document.id: document for document in store.read(documents, Document)}
+    assignment = partition.assign(
+        list(pages.values()),
+        cfg.seed,
+        cfg.validation_share,
+        cfg.test_share,
+        cfg.duplicate_threshold,
+    )
+    return _tasks(
+        cfg, teacher, pages, {row.document_id: row.partition for row in assignment}, chunks
+    )[0]
+
+
+# --- what the teacher is asked -----------------------------------------------------------------
+
+
+def _index(chunks: Iterator[Chunk] | Sequence[Chunk], pages: Collection[str], out: Path) -> Index:
+    """An index of the chunks of these pages."""
+    out.mkdir()
+    retrieval.build([chunk for chunk in chunks if chunk.document_id in pages], out, K1, B)
+    return Index.open(out)
+
+
+def _tasks(
     cfg: Config,
-    teacher_cfg: llm.Config,
-    pages: dict[str, Document],
-    chunks: Sequence[Chunk],
-    out: Path,
-) -> tuple[list[facts.Fact], list[Reject]]:
-    """The teacher's facts about all chunks, and what gave none."""
+    teacher: llm.Config,
+    pages: Mapping[str, Document],
+    partitions: Mapping[str, Partition],
+    path: Path,
+) -> tuple[list[Task], list[Reject]]:
+    """The calls, and the chunks that none is made for."""
     texts = {id: document.text.encode() for id, document in pages.items()}
-    written: list[facts.Fact] = []
-    rejects: list[Reject] = []
-    sound = []
-    for chunk in chunks:
-        if texts.get(chunk.document_id, b"")[chunk.start : chunk.end] == chunk.text.encode():
-            sound.append(chunk)
-        else:
+    headings, text = (list(map(re.compile, of)) for of in (cfg.skip_headings, cfg.skip_text))
+    rejects = []
+    chunks = []
+    for chunk in store.read(path, Chunk):
+        if texts.get(chunk.document_id, b"")[chunk.start : chunk.end] != chunk.text.encode():
             rejects.append(Reject(id=chunk.id, reason="not the document's text", detail=chunk.url))
-    num_used = num_unusable = 0
+        elif skipped := tasks.unasked(chunk, headings, text, cfg.min_chunk_words):
+            rejects.append(skipped)
+        else:
+            chunks.append(chunk)
+
+    def about(sort: tasks.Sort, chosen: Sequence[Chunk]) -> Iterator[Task]:
+        for chunk in chosen:
+            page = pages[chunk.document_id]
+            yield tasks.of_chunk(sort, page, chunk, cfg.prompts, cfg.max_answer_words)
+
+    asked = list(about("facts", chunks))
+    if isinstance(teacher, llm.OpenAI):  # the outline teacher writes facts only
+        sort: tasks.Sort
+        for sort, fraction in (
+            ("unanswerable", cfg.shares.unanswerable),
+            ("style", cfg.shares.style),
+        ):
+            named = partial(_named, sort)
+            asked += about(sort, tasks.share(chunks, fraction, cfg.seed, named))
+        if cfg.shares.multihop:
+            with tempfile.TemporaryDirectory() as folder:
+                index = _index(chunks, set(pages), Path(folder) / "chunks")
+            groups = list(tasks.linked(chunks, pages, partitions, index))
+            for group in tasks.share(
+                groups, cfg.shares.multihop, cfg.seed, lambda group: [c.id for c in group]
+            ):
+                asked.append(tasks.of_several(pages, group, cfg.prompts, cfg.max_answer_words))
+    return asked, rejects
+
+
+def _named(sort: tasks.Sort, chunk: Chunk) -> list[str]:
+    return [sort, chunk.id]
+
+
+def _ask(
+    cfg: Config, teacher_cfg: llm.Config, asked: Sequence[Task], index: Index, out: Path
+) -> tuple[list[Fact], list[Reject]]:
+    """The teacher's facts, and what gave none."""
+    written: list[Fact] = []
+    rejects: list[Reject] = []
+    num_unusable = 0
     with llm.open(teacher_cfg) as teacher:
 
-        def ask(chunk: Chunk) -> llm.Reply | llm.RefusedError:
-            messages = facts.prompt(pages[chunk.document_id], chunk, cfg.max_answer_words)
+        def ask(task: Task) -> llm.Reply | llm.RefusedError:
             try:
-                return teacher.complete(messages, facts.SCHEMA)
+                return teacher.complete(task.messages, task.schema)
             except llm.RefusedError as refusal:
                 return refusal
 
-        replies = progress.track(teacher.map(ask, sound), "chunks", len(sound))
-        for chunk, reply in zip(sound, replies, strict=True):
+        replies = progress.track(teacher.map(ask, asked), "chunks", len(asked))
+        for task, reply in zip(asked, replies, strict=True):
+            found: list[Fact] = []
             if isinstance(reply, llm.RefusedError):
-                found: list[facts.Fact] = []
-                bad = [Reject(id=chunk.id, reason="refused by the teacher", detail=str(reply))]
+                reason, detail = "refused by the teacher", str(reply)
+                bad = [Reject(id=task.chunks[0].id, reason=reason, detail=detail)]
             else:
-                found, bad = facts.read(chunk, reply, cfg.max_answer_words)
+                found, bad = facts.read(task, reply, cfg.max_answer_words)
             num_unusable += len(bad)
-            num_used += bool(found)
             if not found and not bad:
-                bad = [Reject(id=chunk.id, reason="no facts", detail=chunk.url)]
+                url = task.chunks[0].url
+                bad = [Reject(id=task.chunks[0].id, reason=f"no {task.sort}", detail=url)]
             written += found
             rejects += bad
+        open_questions = [fact for fact in written if fact.written.kind == "unanswerable"]
+        answered = _answered(cfg, teacher, open_questions, index)
         usage = teacher.usage
+    written = [fact for fact in written if fact.id not in answered]
+    rejects += answered.values()
     progress.note(
         f"teacher: {usage.calls} calls made, {usage.cached} taken from the ledger, "
         f"{usage.prompt_tokens + usage.completion_tokens} tokens, {usage.cost_usd:.4f} USD, "
@@ -185,7 +342,7 @@ def _ask(
     tokens = usage.prompt_tokens + usage.completion_tokens
     # Not metrics of the stage: a rerun pays nothing, and equal runs have equal metrics.
     progress.step(
-        *(len(sound), len(sound), "chunks"),
+        *(len(asked), len(asked), "chunks"),
         calls=usage.calls,
         tokens=tokens,
         cost_usd=usage.cost_usd,
@@ -200,20 +357,59 @@ def _ask(
     return written, rejects
 
 
+def _answered(
+    cfg: Config, teacher: llm.Teacher, questions: Sequence[Fact], index: Index
+) -> dict[str, Reject]:
+    """The open questions that passages of the documents answer all the same, by the fact's id."""
+
+    def check(fact: Fact) -> bool:
+        question = fact.written.forms[0]
+        chunks = [hit.chunk for hit in index.search(question, ANSWERABLE_CHUNKS)]
+        passages = prompt.with_context([], chunks, ANSWERABLE_TOKENS)[0].content
+        instruction = cfg.prompts.render(cfg.prompts.answerable, cfg.max_answer_words)
+        turns = (
+            Message(role="system", content=instruction),
+            Message(role="user", content=f"{passages}\n\nQuestion: {question}"),
+        )
+        try:
+            reply = teacher.complete(turns, tasks.ANSWERABLE)
+        except llm.RefusedError:
+            return True  # unchecked is not open
+        return not re.search(r'"answered"\s*:\s*false', reply.text)
+
+    verdicts = zip(questions, teacher.map(check, questions), strict=True)
+    return {
+        fact.id: Reject(
+            id=fact.id, reason="unanswerable: answered elsewhere", detail=fact.written.forms[0]
+        )
+        for fact, answered in verdicts
+        if answered
+    }
+
+
+ANSWERABLE_CHUNKS, ANSWERABLE_TOKENS = 5, 3000
+"""What an open question is checked against: the best chunks of all pages, in cl100k tokens."""
+
+
+# --- which of it is kept -----------------------------------------------------------------------
+
+
 def _choose(
     cfg: Config,
-    written: Sequence[facts.Fact],
+    written: Sequence[Fact],
     assignment: Sequence[Assignment],
-    first: Collection[tuple[str, str]],
-) -> tuple[dict[Partition, list[facts.Fact]], list[Reject]]:
+    first: Collection[str],
+) -> tuple[dict[Partition, list[Fact]], list[Reject]]:
     """The facts of each partition, within the maxima; every other one is a reject.
 
-    Those of the pages and answers that come `first` are kept before all others.
+    Those that one of the questions that come `first` asks for are kept before all others.
     """
-    chosen: dict[Partition, list[facts.Fact]] = {"train": [], "validation": [], "test": []}
+    chosen: dict[Partition, list[Fact]] = {"train": [], "validation": [], "test": []}
     rejects: list[Reject] = []
     for row in assignment:
-        of_page = [fact for fact in written if fact.chunk.document_id == row.document_id]
+        of_page = [fact for fact in written if fact.document_id == row.document_id]
+        of_page, left_out = _by_kind(cfg, of_page)
+        rejects += left_out
         kept, left_out = examples.cap(
             of_page, cfg.seed, cfg.max_facts_per_page, "over max_facts_per_page", first
         )
@@ -225,3 +421,78 @@ def _choose(
     rejects += left_out
     assert len(written) == sum(map(len, chosen.values())) + len(rejects)
     return chosen, rejects
+
+
+def _by_kind(cfg: Config, of_page: Sequence[Fact]) -> tuple[list[Fact], list[Reject]]:
+    """The shares of the kinds that one call writes together."""
+    kept: set[str] = set()
+    for kind in get_args(facts.FactKind):
+        of_kind = [fact for fact in of_page if fact.written.kind == kind]
+        fraction = getattr(cfg.shares, kind) if kind in tasks.KINDS else 1.0
+        lasting = lambda fact: [fact.document_id, fact.written.forms[0]]  # noqa: E731
+        kept |= {fact.id for fact in tasks.share(of_kind, fraction, cfg.seed, lasting)}
+    rejects = [
+        Reject(id=f.id, reason=f"over shares.{f.written.kind}", detail=f.written.forms[0])
+        for f in of_page
+        if f.id not in kept
+    ]
+    return [fact for fact in of_page if fact.id in kept], rejects
+
+
+def _review(
+    reviews: Sequence[examples.Review],
+    composed: dict[Partition, list[Example]],
+    fixed: Collection[str],
+    path: Path,
+) -> tuple[dict[Partition, list[Example]], list[Reject]]:
+    """The examples after people's decisions; those on frozen questions do not count."""
+    if ignored := [row.example_id for row in reviews if row.example_id in fixed]:
+        progress.note(
+            f"{path}: {len(ignored)} decisions are about frozen questions and do not count: "
+            + ", ".join(ignored[:3])
+        )
+    counting = [row for row in reviews if row.example_id not in fixed]
+    reviewed, refused, unknown = examples.apply(counting, composed)
+    if unknown:
+        progress.note(
+            f"{path}: {len(unknown)} decisions name no example of this run: "
+            + ", ".join(unknown[:3])
+        )
+    return reviewed, refused
+
+
+def _plainest(train: Sequence[Example]) -> list[Example]:
+    """One example of each fact: its first wording."""
+    first: dict[object, Example] = {}
+    for example in train:
+        first.setdefault(
+            (example.chunk_ids, example.evidence, example.answer, example.kind), example
+        )
+    return list(first.values())
+
+
+def _raft(
+    cfg: Config, asking: answering.Config, train: Sequence[Example], index: Index
+) -> tuple[list[Example], list[Reject]]:
+    able = [e for e in train if e.evidence and e.kind not in ("style", "dialogue", "multihop")]
+    chosen = tasks.share(able, cfg.shares.raft, cfg.seed, lambda example: example.id)
+    return context.in_context(chosen, index, asking, cfg.shares.raft_absent, cfg.seed)
+
+
+def _tell_counts(
+    cfg: Config, teacher: llm.Config, parts: Mapping[Partition, Sequence[Example]]
+) -> None:
+    """How many examples of each kind there are, and why there is none of one."""
+    counts = {name: Counter(e.kind for e in part) for name, part in parts.items()}
+    for kind in (*get_args(facts.FactKind), "raft"):
+        of_kind = [f"{name} {count[kind]}" for name, count in counts.items() if count[kind]]
+        if of_kind:
+            progress.note(f"{kind}: {', '.join(of_kind)}")
+            continue
+        if not getattr(cfg.shares, kind):
+            why = f"synthesize.shares.{kind} is 0"
+        elif isinstance(teacher, llm.Outline) and kind in ("multihop", "style"):
+            why = "the outline teacher does not write it"
+        else:
+            why = "the chunks gave none; see rejects.jsonl"
+        progress.note(f"{kind}: none, since {why}")

@@ -4,14 +4,15 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from stages.answer.prompt import closed_book
+from stages.answer.prompt import NOT_FOUND, closed_book
 from stages.core.records import Example, Message, Partition, Record, Reject, Track, identify
-from stages.synthesize.facts import FORMS, KINDS, Fact
+from stages.synthesize.facts import Fact, FactKind
+from stages.synthesize.tasks import FORMS
 
 
 class Review(Record):
@@ -59,7 +60,7 @@ def held_forms(seed: int, num_held: int) -> dict[str, set[int]]:
         kind: set(
             sorted(range(1, len(FORMS)), key=lambda place: identify(seed, kind, place))[:num_held]
         )
-        for kind in KINDS
+        for kind in get_args(FactKind)
     }
 
 
@@ -68,18 +69,18 @@ def cap(
     seed: int,
     most: int | None,
     reason: str,
-    first: Collection[tuple[str, str]] = (),
+    first: Collection[str] = (),
 ) -> tuple[list[Fact], list[Reject]]:
     """At most so many facts, in their order. A smaller number chooses among those of a larger.
 
-    Facts of a page and an answer that are `first` are chosen before all others.
+    Facts that one of the `first` questions asks for are chosen before all others.
     """
     if most is None or len(facts) <= most:
         return list(facts), []
     ranked = sorted(
         facts,
         key=lambda fact: (
-            (fact.chunk.document_id, fact.written.answer) not in first,
+            not any(form in first for form in fact.written.forms),
             identify(seed, _lasting(fact)),
         ),
     )
@@ -94,7 +95,7 @@ def cap(
 
 def _lasting(fact: Fact) -> tuple[str, str, str]:
     """What names a fact whoever wrote it: its id changes with every call."""
-    return fact.chunk.document_id, fact.written.forms[0], fact.written.answer
+    return fact.document_id, fact.written.forms[0], fact.written.answer
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def compose(
     train = asked.keep(
         Question(fact, fact.written.forms[place], None)
         for fact in facts["train"]
-        for place in range(len(FORMS))
+        for place in range(len(fact.written.forms[: len(FORMS)]))
         if place not in held[fact.written.kind]
     )
     trained = {question.fact.id for question in train}
@@ -132,6 +133,7 @@ def compose(
         for fact in facts["train"]
         if fact.id in trained
         for place in sorted(held[fact.written.kind])
+        if place < len(fact.written.forms)
     )
     validation = asked.keep(_once(facts["validation"], seed, held, None))
     answers = {_words(question.fact.written.answer) for question in train}
@@ -156,7 +158,8 @@ def _once(
     facts: Iterable[Fact], seed: int, held: dict[str, set[int]], track: Track | None
 ) -> Iterable[Question]:
     for fact in facts:
-        places = [place for place in range(len(FORMS)) if place not in held[fact.written.kind]]
+        forms = fact.written.forms[: len(FORMS)]
+        places = [place for place in range(len(forms)) if place not in held[fact.written.kind]]
         chosen = min(places, key=lambda place: identify(seed, place, _lasting(fact)))
         yield Question(fact, fact.written.forms[chosen], track)
 
@@ -210,7 +213,7 @@ class _Asked:
     ) -> list[Question]:
         if most is None or len(questions) <= most:
             return questions
-        ranked = sorted(questions, key=lambda q: identify(seed, q.key, q.fact.chunk.document_id))
+        ranked = sorted(questions, key=lambda q: identify(seed, q.key, q.fact.document_id))
         left_out = {question.key for question in ranked[most:]}
         self.leave_out([q for q in questions if q.key in left_out], f"over {name}")
         return [question for question in questions if question.key not in left_out]
@@ -225,8 +228,8 @@ class _Asked:
 
 
 def _long(answers: Iterable[str]) -> set[str]:
-    """The answers that are too long to be the same by chance."""
-    return {answer for answer in answers if len(answer.split()) >= 5}
+    """The answers that are too long to be the same by chance, and say something."""
+    return {a for a in answers if len(a.split()) >= 5 and a != _words(NOT_FOUND)}
 
 
 def _words(text: str) -> str:
@@ -240,7 +243,7 @@ def _example(question: Question) -> Example:
         turns.append(Message(role="user", content=turn.question))
         turns.append(Message(role="assistant", content=turn.answer))
     turns.append(Message(role="user", content=question.text))
-    chunk_ids = (fact.chunk.id,)
+    chunk_ids = tuple(chunk.id for chunk in fact.chunks)
     return Example(
         id=identify(written.kind, question.track, question.text, written.answer, chunk_ids),
         kind=written.kind,

@@ -1,0 +1,264 @@
+"""The kinds of examples beyond plain facts: open questions, passages in the prompt, several pages,
+the author's own words, preferences; what the outline teacher cannot write, a named teacher does."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat import Call, config, serving
+from hypothesis import given
+from hypothesis import strategies as st
+from test_synthesize import ANSWER, SHARES, SUBJECTS, Site, page, workspace
+
+from stages.answer import prompt
+from stages.answer.prompt import NOT_FOUND
+from stages.core import progress, store
+from stages.core.records import Preference
+from stages.synthesize import preferences, tasks
+
+assert workspace  # the fixture, which every test here uses
+
+
+@pytest.fixture
+def site(workspace: Path) -> Site:
+    return Site(workspace / "site", [page(name) for name in SUBJECTS])
+
+
+def shares(**changes: float) -> dict[str, Any]:
+    return {"shares": SHARES | changes}
+
+
+# --- open questions ----------------------------------------------------------------------------
+
+
+def test_open_questions_are_about_names_that_stand_in_no_document(site: Site) -> None:
+    site.run(**shares(unanswerable=1.0))
+    texts = "".join(document.text for document in site.documents)
+    for part in ("train", "test"):
+        open_ones = [e for e in site.examples(part) if e.kind == "unanswerable"]
+        assert open_ones, part
+        for example in open_ones:
+            assert example.answer == NOT_FOUND
+            assert example.evidence == ()
+            [name] = set(re.findall(r"(\w+\.\w+)", example.question))
+            assert name not in texts
+            assert name.split(".")[0] in SUBJECTS
+
+
+def test_open_questions_have_held_out_wordings_and_pages_like_all_others(site: Site) -> None:
+    site.run(**shares(unanswerable=1.0))
+    train, test = site.examples("train"), site.examples("test")
+    trained = {example.question for example in train}
+    tracks = {e.track for e in test if e.kind == "unanswerable"}
+    assert tracks == {"same_fact", "held_out"}
+    assert not trained & {example.question for example in test}
+
+
+def test_a_smaller_share_of_open_questions_is_part_of_a_larger(site: Site) -> None:
+    asked = []
+    for fraction in (0.3, 0.8):
+        site.run(**shares(unanswerable=fraction))
+        asked.append({e.question for e in site.examples("train") if e.kind == "unanswerable"})
+    assert asked[0] < asked[1]
+
+
+# --- passages in the prompt --------------------------------------------------------------------
+
+
+def test_a_question_with_passages_has_the_prompt_of_service_with_the_evidence_in_it(
+    site: Site,
+) -> None:
+    site.run(**shares(raft=1.0))
+    raft = [example for example in site.examples("train") if example.kind == "raft"]
+    assert len(raft) > 50
+    partitions = site.partition_of()
+    for example in raft:
+        system, *_, last = example.messages
+        assert system.role == "system"
+        assert system.content.startswith(prompt.INSTRUCTION)
+        assert prompt.count(system.content) <= ANSWER.context_tokens
+        assert example.evidence[0].text in system.content
+        assert last.content == example.answer
+        for other in SUBJECTS:  # no page is shown that is not trained on
+            if partitions[page(other).id] != "train":
+                assert f"The page about {other}" not in system.content
+
+
+def test_passages_without_the_answer_are_answered_by_saying_so(site: Site) -> None:
+    site.run(**shares(raft=1.0, raft_absent=0.5))
+    raft = [example for example in site.examples("train") if example.kind == "raft"]
+    absent = [example for example in raft if example.answer == NOT_FOUND]
+    assert 0.3 < len(absent) / len(raft) < 0.7
+    plain = {e.question: e for e in site.examples("train") if e.kind not in ("raft", "dialogue")}
+    for example in absent:
+        assert plain[example.question].evidence[0].text not in example.messages[0].content
+        assert example.evidence == ()
+
+
+def test_without_the_right_passage_the_test_above_would_fail(site: Site) -> None:
+    """The planted defect: passages chosen as if every answer were absent."""
+    site.run(**shares(raft=1.0, raft_absent=1.0))
+    raft = [example for example in site.examples("train") if example.kind == "raft"]
+    plain = {e.question: e for e in site.examples("train") if e.kind not in ("raft", "dialogue")}
+    assert not any(plain[e.question].evidence[0].text in e.messages[0].content for e in raft)
+
+
+# --- a named teacher ---------------------------------------------------------------------------
+
+
+def forms(subject: str) -> list[str]:
+    return [f"{subject}, form {place}?" for place in range(len(tasks.FORMS))]
+
+
+def sort_of(body: dict[str, Any]) -> str:
+    """Which kind of call the request is, by its schema."""
+    schema = body["response_format"]["json_schema"]["schema"]["properties"]
+    if "answered" in schema:
+        return "answerable"
+    fact = schema["facts"]["items"]["properties"]
+    if "history" in fact:
+        return "facts"
+    if "question" in fact:
+        return "style"
+    return "multihop" if "evidence" in fact else "unanswerable"
+
+
+def teacher(call: Call, number: int) -> None:
+    body = call.server.bodies[number - 1]
+    text = body["messages"][-1]["content"]
+    names = re.findall(r"^Page: The (\w+)", text, re.MULTILINE)
+    match sort_of(body):
+        case "facts":
+            row = {"kind": "factual", "history": [], "forms": forms(f"Fact of {text[-90:]}")}
+            passage = text.partition("\n\n")[2].splitlines()[0]
+            row |= {"answer": f"About {names[0]}.", "evidence": passage}
+            call.reply(json.dumps({"facts": [row]}))
+        case "multihop":
+            chunks = text.split("\n\n---\n\n")
+            spans = [chunk.partition("\n\n")[2].splitlines()[0] for chunk in chunks]
+            row = {"forms": forms(" and ".join(names)), "answer": f"Both {names}."}
+            call.reply(json.dumps({"facts": [row | {"evidence": spans}]}))
+        case "unanswerable":
+            call.reply(json.dumps({"facts": [{"forms": forms(f"The price of {text[-60:]}")}]}))
+        case "answerable":
+            known = "apple" in text.partition("Question:")[2]
+            call.reply(json.dumps({"answered": known}))
+        case "style":
+            said = text.partition("\n\n")[2].split("\n\n")[1]
+            row = {"question": f"What do you think of the {names[0]}?", "evidence": said}
+            call.reply(json.dumps({"facts": [row]}))
+
+
+def test_a_named_teacher_writes_what_the_outline_teacher_cannot(site: Site) -> None:
+    with serving(teacher) as server:
+        metrics = site.run(
+            config(server.address), **shares(multihop=1.0, unanswerable=1.0, style=1.0)
+        )
+        calls = [sort_of(body) for body in server.bodies]
+        site.run(config(server.address), **shares(multihop=1.0, unanswerable=1.0, style=1.0))
+        assert len(server.bodies) == len(calls), "a rerun pays nothing"
+    assert {"facts", "multihop", "unanswerable", "answerable", "style"} == set(calls)
+    assert metrics["num_train_multihop"] > 0
+    train = site.examples("train")
+    partitions = site.partition_of()
+    for example in train:
+        if example.kind == "multihop":
+            pages = {span.document_id for span in example.evidence}
+            assert len(pages) == 2 == len(example.chunk_ids)
+            assert {partitions[name] for name in pages} == {"train"}
+        if example.kind == "style":
+            assert example.answer == example.evidence[0].text
+
+
+def test_an_open_question_that_another_passage_answers_is_a_reject(site: Site) -> None:
+    with serving(teacher) as server:
+        site.run(config(server.address), **shares(unanswerable=1.0))
+    asked = [e for part in ("train", "test") for e in site.examples(part)]
+    assert site.reasons()["unanswerable: answered elsewhere"] > 0
+    assert not [e for e in asked if e.kind == "unanswerable" and "apple" in e.question]
+    assert [e for e in asked if e.kind == "unanswerable"]
+
+
+def test_the_prompt_is_the_one_of_the_configuration_and_names_its_hash(site: Site) -> None:
+    from test_synthesize import PROMPTS
+
+    texts = PROMPTS | {"persona": "a pirate", "facts": "Be $persona, in $num_forms ways. $other"}
+    with serving(teacher) as server:
+        site.run(config(server.address), prompts=texts)
+        said = {body["messages"][0]["content"] for body in server.bodies}
+    assert said == {"Be a pirate, in 7 ways. $other"}
+    one, other = tasks.Prompts(**PROMPTS).hashes, tasks.Prompts(**texts).hashes
+    assert set(one) == {"facts", "multihop", "unanswerable", "answerable", "style"}
+    assert one["style"] != other["style"], "the persona is part of each"
+
+
+def test_a_kind_of_which_there_is_none_is_told_with_its_reason(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(progress, "note", said.append)
+    site.run(**shares(multihop=0.5, code=0.0))
+    assert "multihop: none, since the outline teacher does not write it" in said
+    assert "code: none, since synthesize.shares.code is 0" in said
+    assert any(line.startswith("factual: train ") for line in said)
+
+
+# --- which chunks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"skip_headings": ["^Keys of"]}, "skipped by heading"),
+        ({"skip_text": ["make water"]}, "skipped by text"),
+        ({"min_chunk_words": 45}, "fewer words than min_chunk_words"),
+    ],
+)
+def test_chunks_are_left_out_before_any_call(
+    site: Site, changes: dict[str, Any], reason: str
+) -> None:
+    with serving(teacher) as server:
+        site.run(config(server.address), **changes)
+        calls = len(server.bodies)
+    left_out = site.reasons()[reason]
+    assert left_out == 12
+    assert calls == 24 - left_out
+
+
+def test_a_pattern_that_is_none_is_one_line() -> None:
+    from test_synthesize import settings
+
+    with pytest.raises(Exception, match=r"synthesize\.skip_text.*expected a regular expression"):
+        settings(skip_text=["("])
+
+
+# --- preferences -------------------------------------------------------------------------------
+
+
+def test_each_fact_gives_a_pair_of_its_answer_and_a_wrong_one(site: Site) -> None:
+    metrics = site.run(**shares(preferences=1.0))
+    pairs = list(store.read(site.out / "preferences.jsonl", Preference))
+    by_id = {example.id: example for example in site.examples("train")}
+    assert len(pairs) == metrics["num_facts"]
+    for pair in pairs:
+        assert by_id[pair.example_id].answer == pair.chosen != pair.rejected
+
+
+@given(st.text(min_size=1))
+def test_a_wrong_answer_is_never_the_right_one(answer: str) -> None:
+    wrong = [*preferences._other_number(answer), *preferences._opposite(answer)]
+    assert answer not in wrong
+
+
+@pytest.mark.parametrize(
+    ("answer", "wrong"),
+    [
+        ("It is on.", "It is not on."),
+        ("It cannot fail.", "It can fail."),
+        ("Pages are not read.", "Pages are read."),
+    ],
+)
+def test_the_opposite_is_said_with_one_word_more_or_less(answer: str, wrong: str) -> None:
+    assert preferences._opposite(answer) == [wrong]
