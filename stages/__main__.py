@@ -302,6 +302,52 @@ def run_sweep(parsed: argparse.Namespace) -> None:
         raise PipelineError(f"sweep: {failed} of {len(points)} points failed (see above)")
 
 
+# --- the teacher and its examples --------------------------------------------------------------
+
+
+def plan_calls(parsed: argparse.Namespace) -> None:
+    found = pipeline.plan(parsed.overrides)
+    if parsed.json:
+        print(json.dumps(found.__dict__))
+        return
+    print(
+        f"{found.calls} calls to make, {found.cached} are in the ledger: about "
+        f"{found.prompt_tokens:,.0f} prompt and {found.completion_tokens:,.0f} completion tokens, "
+        f"{found.cost_usd:.4f} USD"
+        + ("" if found.worst_usd is None else f", at most {found.worst_usd:.4f}")
+    )
+
+
+def share_ledger(parsed: argparse.Namespace) -> None:
+    from stages import llm
+
+    if parsed.what == "export":
+        print(f"{parsed.file}: {llm.export_ledger(parsed.file)} calls")
+    else:
+        found = llm.import_ledger(parsed.file)
+        print(f"{found.new} new calls of {found.new + found.known}, the others were there")
+
+
+def review_examples(parsed: argparse.Namespace) -> None:
+    from stages.synthesize import review
+    from stages.synthesize.examples import Review
+
+    data, decisions = Path("data/synthesize"), Path("data/inputs/review.jsonl")
+    parts = pipeline.examples(data)
+    if parsed.what == "export":
+        made = store.read(decisions, Review)
+        count = review.export(parts, parsed.file, made, pipeline.addresses())
+        print(f"{parsed.file}: {count} examples; fill in `decision`: accept, edit or reject")
+    else:
+        known = {example.id for part in parts.values() for example in part}
+        found = review.import_(parsed.file, decisions, known)
+        print(
+            f"{decisions}: {found.num_changed} decisions are new; of the file's, "
+            f"{found.num_accepted} accept, {found.num_edited} edit, {found.num_rejected} reject "
+            f"and {found.num_undecided} are open. `python -m stages run` applies them"
+        )
+
+
 # --- test sets and runs ------------------------------------------------------------------------
 
 

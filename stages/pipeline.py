@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
 from stages.core import config, progress, store, tracking
 from stages.core.errors import PipelineError
-from stages.core.records import Example, identify
+from stages.core.records import Document, Example, Partition, identify
+
+if TYPE_CHECKING:  # importing it takes a second, which most verbs need not wait
+    from stages import llm
 
 STAGES = ("crawl", "split", "index", "synthesize", "finetune", "deploy", "evaluate")
 """In the order of the DAG."""
@@ -192,6 +195,41 @@ def _clear() -> None:
     rwlock = Path(".dvc/tmp/rwlock")
     if rwlock.exists() and not rwlock.read_bytes().strip():
         rwlock.unlink()  # DVC, killed while it wrote it, would refuse every command for good
+
+
+# --- the teacher -------------------------------------------------------------------------------
+
+
+def plan(overrides: Sequence[str]) -> "llm.Forecast":
+    """What synthesize would ask of the teacher about the chunks of the last run.
+
+    Where there are none, the stages before it run, which cost nothing.
+    """
+    from stages import llm, synthesize
+
+    params = compose(overrides)
+    check(params)
+    if not Path("data/split/training.jsonl").exists() and (
+        subprocess.run(["dvc", "repro", "-q", "split"], env=environment()).returncode
+    ):
+        raise PipelineError("plan: the stages before synthesize stopped (the reason stands above)")
+    teacher = config.load(params, "teacher", llm.Config, "conf")
+    cfg = config.load(params, "synthesize", synthesize.Config, "conf")
+    tasks = synthesize.plan(
+        cfg, teacher, Path("data/crawl/documents.jsonl"), Path("data/split/training.jsonl")
+    )
+    return llm.forecast(teacher, ((task.messages, task.schema) for task in tasks))
+
+
+def examples(data: Path) -> dict[Partition, list[Example]]:
+    """The examples of the last run by partition."""
+    return {part: list(store.read(data / f"{part}.jsonl", Example)) for part in get_args(Partition)}
+
+
+def addresses() -> dict[str, str]:
+    """The address of each document of the last run."""
+    documents = store.read(Path("data/crawl/documents.jsonl"), Document)
+    return {document.id: document.url for document in documents}
 
 
 # --- a sweep -----------------------------------------------------------------------------------

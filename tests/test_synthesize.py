@@ -72,6 +72,7 @@ def settings(**changes: Any) -> synthesize.Config:
         "min_chunk_words": 0,
         "prompts": PROMPTS,
         "shares": SHARES,
+        "formats": {},
         "num_held_forms": 1,
         "max_answer_words": 60,
         "max_facts": None,

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from chat import Call, config, serving
 from hypothesis import given
 from hypothesis import strategies as st
-from test_synthesize import ANSWER, SHARES, SUBJECTS, Site, page, workspace
+from test_synthesize import ANSWER, ROOT, SHARES, SUBJECTS, Site, page, workspace
 
 from stages.answer import prompt
 from stages.answer.prompt import NOT_FOUND
@@ -262,3 +263,17 @@ def test_a_wrong_answer_is_never_the_right_one(answer: str) -> None:
 )
 def test_the_opposite_is_said_with_one_word_more_or_less(answer: str, wrong: str) -> None:
     assert preferences._opposite(answer) == [wrong]
+
+
+# --- formats -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["chat", "alpaca", "completion", "question_answer"])
+def test_every_format_of_the_configuration_is_written_for_every_partition(
+    site: Site, kind: str
+) -> None:
+    section = yaml.safe_load((ROOT / f"conf/synthesize/formats/{kind}.yaml").read_text())
+    site.run(formats={"mine": section})
+    for part in ("train", "validation", "test"):
+        rows = (site.out / f"formats/mine/{part}.jsonl").read_text().splitlines()
+        assert [json.loads(row)["id"] for row in rows] == [e.id for e in site.examples(part)]

@@ -15,7 +15,7 @@ from stages import answer as answering
 from stages import llm
 from stages.answer import prompt, retrieval
 from stages.answer.retrieval import Index
-from stages.core import config, progress, store
+from stages.core import config, formats, progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import (
     Assignment,
@@ -108,6 +108,8 @@ class Config(config.Base):
     """What the teacher is told."""
     shares: Shares
     """How many examples of each kind."""
+    formats: dict[str, formats.Config]
+    """Further formats by name, each written into a folder of its name; empty for none."""
     num_held_forms: Annotated[int, Field(ge=1, le=len(tasks.FORMS) - 2)]
     """Wording forms of each kind, of seven, that are kept from training and tested."""
     max_answer_words: Annotated[int, Field(ge=1)]
@@ -207,6 +209,12 @@ def run(
         )
     for name, part in reviewed.items():
         store.write(out / f"{name}.jsonl", part)
+    for called, format in cfg.formats.items():
+        for part_name, part in reviewed.items():
+            suffix = "csv" if format.file == "csv" else "jsonl"
+            bad = formats.write(format, part, out / "formats" / called / f"{part_name}.{suffix}")
+            if bad:
+                progress.note(f"formats.{called}: {len(bad)} examples are left out: {bad[0].reason}")
     chosen = tasks.share(plain, cfg.shares.preferences, cfg.seed, lambda example: example.id)
     store.write(out / "preferences.jsonl", preferences.pairs(chosen, cfg.seed))
     _tell_counts(cfg, teacher, reviewed)

@@ -67,7 +67,8 @@ class Plugin(BasePlugin):  # type: ignore[misc]
         tokenizer = load_tokenizer(cfg)
         template = get_chat_template_from_config(cfg, datasets[0], tokenizer)
         for dataset in datasets:
-            for line in Path(dataset["path"]).read_text(encoding="utf-8").splitlines():
+            # Not splitlines: U+2028 in a text ends no row.
+            for line in filter(None, Path(dataset["path"]).read_text("utf-8").split("\n")):
                 example = json.loads(line)
                 tokens = tokenizer.apply_chat_template(
                     example["messages"], chat_template=template, return_dict=False
