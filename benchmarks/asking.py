@@ -287,11 +287,13 @@ def report(pairs: Sequence[tuple[Pass, Pass]]) -> int:
             f"{low:.3f} to {high:.3f} of {len(pairs)}"
         )
     for name, passes in zip(("ours", "bare"), zip(*pairs, strict=True), strict=True):
+        seconds = sum(one.seconds for one in passes)
+        in_flight = sum(call.ended - call.began for one in passes for call in one.calls)
         print(
             f"{name}: {sum(len(one.calls) for one in passes):,} requests, "
             f"{sum(call.tokens for one in passes for call in one.calls):,} tokens in "
-            f"{sum(one.seconds for one in passes):.1f} s; processor time of the asking process "
-            f"{sum(one.processor_s for one in passes):.2f} s"
+            f"{seconds:.1f} s, {in_flight / seconds:.2f} requests under way; processor time of "
+            f"the asking process {sum(one.processor_s for one in passes):.2f} s"
         )
     same = statistics.fmean(
         ours.answers.get(key) == answer

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from stages import llm
+from stages.llm import probe
 
 
 class Server(ThreadingHTTPServer):
@@ -38,6 +39,10 @@ class Call(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if probe.is_asked(body):  # what is counted are the calls of the test
+            said = dict.fromkeys(probe.SCHEMA["required"], "yes")
+            self.reply(json.dumps(said), tokens=(0, 0))
+            return
         with self.server.counted:
             self.server.bodies.append(body)
             self.server.headers.append({k.lower(): v for k, v in self.headers.items()})
@@ -52,10 +57,12 @@ class Call(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def reply(self, text: str, finish_reason: str = "stop") -> None:
+    def reply(
+        self, text: str, finish_reason: str = "stop", tokens: tuple[int, int] = (11, 7)
+    ) -> None:
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": finish_reason}
-        usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+        usage = dict(zip(("prompt_tokens", "completion_tokens"), tokens, strict=True))
         completion = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
         self.send(200, json.dumps({**completion, "choices": [choice], "usage": usage}).encode())
 
@@ -88,6 +95,8 @@ def config(base_url: str, **changes: Any) -> llm.OpenAI:
     keys: dict[str, Any] = {
         "kind": "openai",
         "base_url": base_url,
+        "api": "chat",
+        "api_version": None,
         "model": "m",
         "api_key_env": "TEST_KEY",
         "temperature": 0.0,
@@ -95,12 +104,17 @@ def config(base_url: str, **changes: Any) -> llm.OpenAI:
         "response_format": "json_schema",
         "extra_body": {},
         "concurrency": 3,
+        "requests_per_minute": None,
+        "tokens_per_minute": None,
         "timeout_s": 30.0,
+        "deadline_s": 600.0,
         "max_attempts": 5,
         "backoff_s": 0.0,
         "retry_after_cap_s": 300.0,
         "prompt_price_usd_per_mtok": 1.0,
         "completion_price_usd_per_mtok": 2.0,
+        "completion_tokens_guess": 7,
+        "max_cost_usd": None,
     }
     return llm.OpenAI(**(keys | changes))
 

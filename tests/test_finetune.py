@@ -89,7 +89,8 @@ def example(number: int, answer: str = "", partition: str = "train") -> Example:
         track=None,
         messages=(Message(role="user", content=question),),
         question=question,
-        answer=answer or f"Setting {number} is the share of rows that are kept, of {number}.",
+        # U+2028 ends a line for str.splitlines, and no row of a JSONL file.
+        answer=answer or f"Setting {number} is the share\u2028of rows that are kept, of {number}.",
         chunk_ids=(),
         evidence=(),
         call_id="call",

@@ -11,7 +11,6 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-import tenacity
 from chat import Call, config, good, serving, steps
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from stages import llm
 from stages.core.errors import PipelineError
 from stages.core.records import Message
-from stages.llm import outline
+from stages.llm import outline, retries
 from stages.llm.outline import markdown, writing
 
 ASKED = (Message(role="user", content="What is a chunk?"),)
@@ -214,13 +213,15 @@ def test_the_first_failure_ends_what_waits() -> None:
 
 
 def test_a_failure_wakes_a_call_that_waits_for_minutes() -> None:
-    waiting = threading.Event()
+    both_sent, waiting = threading.Event(), threading.Event()
 
     def answer(call: Call, number: int) -> None:
         if call.server.bodies[number - 1]["messages"][0]["content"] == "row 0":
+            both_sent.wait(20)  # else the pause would be for both
             call.fail(429, Retry_After="250")
             waiting.set()
         else:
+            both_sent.set()
             waiting.wait(20)
             call.fail(401)
 
@@ -237,12 +238,8 @@ def test_a_failure_wakes_a_call_that_waits_for_minutes() -> None:
 def pause(header: str | None, attempt: int = 1, cap_s: float = 300, backoff_s: float = 1) -> float:
     headers = {} if header is None else {"Retry-After": header}
     response = httpx2.Response(429, headers=headers, request=httpx2.Request("POST", "http://h/"))
-    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-    state.attempt_number = attempt
-    state.set_exception(
-        (openai.RateLimitError, openai.RateLimitError("", response=response, body=None), None)
-    )
-    return llm._pause(state, llm._Retries(5, backoff_s, cap_s))
+    error = openai.RateLimitError("", response=response, body=None)
+    return retries.pause(error, attempt, retries.Retries(5, backoff_s, cap_s, None))
 
 
 def test_retry_after_is_honoured_up_to_the_cap() -> None:

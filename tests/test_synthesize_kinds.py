@@ -116,8 +116,9 @@ def forms(subject: str) -> list[str]:
 def sort_of(body: dict[str, Any]) -> str:
     """Which kind of call the request is, by its schema."""
     schema = body["response_format"]["json_schema"]["schema"]["properties"]
-    if "answered" in schema:
-        return "answerable"
+    for sort, key in (("answerable", "answered"), ("repair", "answer")):
+        if key in schema:
+            return sort
     fact = schema["facts"]["items"]["properties"]
     if "history" in fact:
         return "facts"
@@ -126,30 +127,41 @@ def sort_of(body: dict[str, Any]) -> str:
     return "multihop" if "evidence" in fact else "unanswerable"
 
 
+def sentence_of(chunk: str) -> str:
+    """A line of the chunk that says something."""
+    return next(line for line in chunk.splitlines() if line.startswith(("The ", "- **")))
+
+
 def teacher(call: Call, number: int) -> None:
+    """Says of each chunk what one of its lines says."""
     body = call.server.bodies[number - 1]
     text = body["messages"][-1]["content"]
     names = re.findall(r"^Page: The (\w+)", text, re.MULTILINE)
+    topic = f"the {' and the '.join(names)} {'root' if '**' in text else 'page'}"
     match sort_of(body):
+        case "repair":
+            call.reply(json.dumps({"answer": sentence_of(text.partition("Evidence:")[2])}))
         case "facts":
-            row = {"kind": "factual", "history": [], "forms": forms(f"Fact of {text[-90:]}")}
-            passage = text.partition("\n\n")[2].splitlines()[0]
-            row |= {"answer": f"About {names[0]}.", "evidence": passage}
-            call.reply(json.dumps({"facts": [row]}))
+            said = sentence_of(text)
+            row = {
+                "kind": "factual",
+                "history": [],
+                "forms": forms(f"What does the manual tell of {topic}"),
+            }
+            wrong = "The iris has 7 legs." if "iris" in said else said
+            call.reply(json.dumps({"facts": [row | {"answer": wrong, "evidence": said}]}))
         case "multihop":
-            chunks = text.split("\n\n---\n\n")
-            spans = [chunk.partition("\n\n")[2].splitlines()[0] for chunk in chunks]
-            row = {"forms": forms(" and ".join(names)), "answer": f"Both {names}."}
-            call.reply(json.dumps({"facts": [row | {"evidence": spans}]}))
+            spans = [sentence_of(chunk) for chunk in text.split("\n\n---\n\n")]
+            row = {"forms": forms(f"What do the manuals tell of {topic}"), "evidence": spans}
+            call.reply(json.dumps({"facts": [row | {"answer": " ".join(spans)}]}))
         case "unanswerable":
             call.reply(json.dumps({"facts": [{"forms": forms(f"The price of {text[-60:]}")}]}))
         case "answerable":
             known = "apple" in text.partition("Question:")[2]
             call.reply(json.dumps({"answered": known}))
         case "style":
-            said = text.partition("\n\n")[2].split("\n\n")[1]
-            row = {"question": f"What do you think of the {names[0]}?", "evidence": said}
-            call.reply(json.dumps({"facts": [row]}))
+            row = {"question": f"What do you think of the {names[0]}?"}
+            call.reply(json.dumps({"facts": [row | {"evidence": sentence_of(text)}]}))
 
 
 def test_a_named_teacher_writes_what_the_outline_teacher_cannot(site: Site) -> None:
@@ -160,7 +172,7 @@ def test_a_named_teacher_writes_what_the_outline_teacher_cannot(site: Site) -> N
         calls = [sort_of(body) for body in server.bodies]
         site.run(config(server.address), **shares(multihop=1.0, unanswerable=1.0, style=1.0))
         assert len(server.bodies) == len(calls), "a rerun pays nothing"
-    assert {"facts", "multihop", "unanswerable", "answerable", "style"} == set(calls)
+    assert {"facts", "multihop", "unanswerable", "answerable", "style", "repair"} == set(calls)
     assert metrics["num_train_multihop"] > 0
     train = site.examples("train")
     partitions = site.partition_of()
@@ -171,6 +183,26 @@ def test_a_named_teacher_writes_what_the_outline_teacher_cannot(site: Site) -> N
             assert {partitions[name] for name in pages} == {"train"}
         if example.kind == "style":
             assert example.answer == example.evidence[0].text
+
+
+def test_a_wrong_answer_is_put_right_once_and_left_out_where_that_fails(site: Site) -> None:
+    def stubborn(call: Call, number: int) -> None:
+        if sort_of(call.server.bodies[number - 1]) == "repair":
+            call.reply(json.dumps({"answer": "The iris has 9 legs."}))
+        else:
+            teacher(call, number)
+
+    with serving(teacher) as server:
+        site.run(config(server.address))
+    every = [e for part in ("train", "validation", "test") for e in site.examples(part)]
+    assert site.reasons()["not supported by its evidence"] == 0
+    assert [e for e in every if "iris" in e.answer]
+    assert not [e for e in every if "legs" in e.answer]
+    fresh = Site(site.folder.parent / "stubborn", site.documents)
+    with serving(stubborn) as server:
+        fresh.run(config(server.address))
+        repairs = [b for b in server.bodies if sort_of(b) == "repair"]
+    assert fresh.reasons()["not supported by its evidence"] == len(repairs) > 0
 
 
 def test_an_open_question_that_another_passage_answers_is_a_reject(site: Site) -> None:
@@ -188,7 +220,8 @@ def test_the_prompt_is_the_one_of_the_configuration_and_names_its_hash(site: Sit
     texts = PROMPTS | {"persona": "a pirate", "facts": "Be $persona, in $num_forms ways. $other"}
     with serving(teacher) as server:
         site.run(config(server.address), prompts=texts)
-        said = {body["messages"][0]["content"] for body in server.bodies}
+        asked = [body for body in server.bodies if sort_of(body) == "facts"]
+        said = {body["messages"][0]["content"] for body in asked}
     assert said == {"Be a pirate, in 7 ways. $other"}
     one, other = tasks.Prompts(**PROMPTS).hashes, tasks.Prompts(**texts).hashes
     assert set(one) == {"facts", "multihop", "unanswerable", "answerable", "style"}
@@ -222,7 +255,7 @@ def test_chunks_are_left_out_before_any_call(
 ) -> None:
     with serving(teacher) as server:
         site.run(config(server.address), **changes)
-        calls = len(server.bodies)
+        calls = [sort_of(body) for body in server.bodies].count("facts")
     left_out = site.reasons()[reason]
     assert left_out == 12
     assert calls == 24 - left_out

@@ -1,5 +1,6 @@
 """Documents and chunks to examples: partitions first, then a teacher's questions with evidence."""
 
+import contextlib
 import re
 import tempfile
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Self, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -22,15 +24,19 @@ from stages.core.records import (
     Chunk,
     Document,
     Example,
+    Kind,
     Message,
     Partition,
     Reject,
 )
 from stages.synthesize import (
+    card,
     context,
+    curation,
     examples,
     facts,
     frozen,
+    leakage,
     partition,
     preferences,
     tasks,
@@ -114,6 +120,15 @@ class Config(config.Base):
     """Wording forms of each kind, of seven, that are kept from training and tested."""
     max_answer_words: Annotated[int, Field(ge=1)]
     """Longest answer that is taken from the teacher, in words."""
+    min_answer_words: Annotated[int, Field(ge=1)]
+    """Shortest answer that is kept, in words."""
+    max_evidence_tokens: Annotated[int, Field(ge=20)]
+    """Longest span of evidence, in tokens of cl100k; a longer one is cut to what supports."""
+    near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
+    """Similarity (Jaccard index) from which the second of two facts is left out."""
+    max_leak_rate: Share
+    """Largest fraction of test questions that may leak into train before the stage fails; those
+    that do are left out."""
     max_facts: Count
     """Most facts that are trained, over all pages; null is all of them."""
     max_facts_per_page: Count
@@ -175,8 +190,9 @@ def run(
         trained = {page for page, part in partitions.items() if part == "train"}
         trained_index = _index(index.chunks, trained, Path(folder) / "trained")
     asked, rejects = _tasks(cfg, teacher, pages, partitions, chunks)
-    written, unusable = _ask(cfg, teacher, asked, index, out)
-    rejects += unusable
+    written, unusable = _ask(cfg, teacher, asked, pages, index, out)
+    written, uncurated = _curate(cfg, written, partitions)
+    rejects += [*unusable, *uncurated]
     by_partition, left_out = _choose(cfg, written, assignment, learnt)
     texts = [document.text for document in pages.values()]
     for facts_of_part in by_partition.values():
@@ -187,6 +203,7 @@ def run(
     composed, unused = examples.compose(by_partition, cfg.seed, cfg.num_held_forms, sizes, kept)
     settled, lost = frozen.settle(kept, pages)
     reviewed, refused = _review(reviews, composed, {example.id for example in kept}, review)
+    leaking = _leaks(cfg, reviewed, settled)
     reviewed["test"] += settled
     if lost:
         progress.note(
@@ -197,7 +214,7 @@ def run(
     plain = _plainest(reviewed["train"])
     reviewed["train"] += raft
 
-    rejects += [*left_out, *unused, *refused, *lost, *no_room]
+    rejects += [*left_out, *unused, *refused, *lost, *leaking, *no_room]
     store.write(out / "rejects.jsonl", rejects)
     if not reviewed["train"]:
         reasons = Counter(reject.reason for reject in rejects).most_common(1)
@@ -214,10 +231,26 @@ def run(
             suffix = "csv" if format.file == "csv" else "jsonl"
             bad = formats.write(format, part, out / "formats" / called / f"{part_name}.{suffix}")
             if bad:
-                progress.note(f"formats.{called}: {len(bad)} examples are left out: {bad[0].reason}")
+                progress.note(
+                    f"formats.{called}: {len(bad)} examples are left out: {bad[0].reason}"
+                )
     chosen = tasks.share(plain, cfg.shares.preferences, cfg.seed, lambda example: example.id)
     store.write(out / "preferences.jsonl", preferences.pairs(chosen, cfg.seed))
-    _tell_counts(cfg, teacher, reviewed)
+    zeros = _tell_counts(cfg, teacher, reviewed)
+    num_tested = len(reviewed["test"]) + len(leaking)
+    written_card = card.card(
+        f"Questions and answers about {_sites(pages)}",
+        list(pages.values()),
+        assignment,
+        reviewed,
+        rejects,
+        _named_teacher(teacher),
+        cfg.prompts.hashes,
+        f"{len(leaking)} of {num_tested} test questions were given away by the training data and "
+        "left out; none is left.",
+        zeros,
+    )
+    store.write_text(out / "README.md", written_card)
     tracks = Counter(example.track for example in reviewed["test"])
     kinds = Counter(example.kind for example in reviewed["train"])
     return {
@@ -309,7 +342,12 @@ def _named(sort: tasks.Sort, chunk: Chunk) -> list[str]:
 
 
 def _ask(
-    cfg: Config, teacher_cfg: llm.Config, asked: Sequence[Task], index: Index, out: Path
+    cfg: Config,
+    teacher_cfg: llm.Config,
+    asked: Sequence[Task],
+    pages: Mapping[str, Document],
+    index: Index,
+    out: Path,
 ) -> tuple[list[Fact], list[Reject]]:
     """The teacher's facts, and what gave none."""
     written: list[Fact] = []
@@ -337,6 +375,8 @@ def _ask(
                 bad = [Reject(id=task.chunks[0].id, reason=f"no {task.sort}", detail=url)]
             written += found
             rejects += bad
+        written, unsupported = _ground(cfg, teacher_cfg, teacher, written, pages)
+        rejects += unsupported
         open_questions = [fact for fact in written if fact.written.kind == "unanswerable"]
         answered = _answered(cfg, teacher, open_questions, index)
         usage = teacher.usage
@@ -363,6 +403,89 @@ def _ask(
             f"see {out}/rejects.jsonl"
         )
     return written, rejects
+
+
+def _ground(
+    cfg: Config,
+    teacher_cfg: llm.Config,
+    teacher: llm.Teacher,
+    written: Sequence[Fact],
+    pages: Mapping[str, Document],
+) -> tuple[list[Fact], list[Reject]]:
+    """The facts that their evidence supports, with no more evidence than that takes.
+
+    A language model may put an answer right once; what is wrong after that is left out.
+    """
+
+    def supported(fact: Fact) -> Fact | Reject:
+        found = facts.unsupported(fact, pages[fact.document_id].title)
+        if found and isinstance(teacher_cfg, llm.OpenAI):
+            task = tasks.repair(fact.written.forms[0], fact.written.answer, fact.texts, found)
+            with contextlib.suppress(llm.RefusedError):
+                fact = facts.repaired(fact, teacher.complete(*task), cfg.max_answer_words)
+                found = facts.unsupported(fact, pages[fact.document_id].title)
+        if found:
+            reason = "not supported by its evidence"
+            return Reject(id=fact.id, reason=reason, detail=f"{fact.written.forms[0]}: {found[0]}")
+        return facts.trimmed(fact, cfg.max_evidence_tokens)
+
+    checked = list(teacher.map(supported, written))
+    return (
+        [row for row in checked if isinstance(row, Fact)],
+        [row for row in checked if isinstance(row, Reject)],
+    )
+
+
+def _curate(
+    cfg: Config, written: Sequence[Fact], partitions: Mapping[str, Partition]
+) -> tuple[list[Fact], list[Reject]]:
+    """The facts that stand on their own and say something new, in their order."""
+    kept: set[str] = set()
+    rejects: list[Reject] = []
+    for part in get_args(Partition):
+        rows = [fact.row for fact in written if partitions[fact.document_id] == part]
+        for step in (
+            partial(curation.sift, min_answer_words=cfg.min_answer_words),
+            partial(curation.near, seed=cfg.seed, threshold=cfg.near_duplicate_threshold),
+        ):
+            rows, left_out = step(rows)
+            rejects += left_out
+        kept |= {row.id for row in rows}
+    assert len(written) == len(kept) + len(rejects)
+    return [fact for fact in written if fact.id in kept], rejects
+
+
+def _leaks(
+    cfg: Config, parts: dict[Partition, list[Example]], settled: Sequence[Example]
+) -> list[Reject]:
+    """Take the test questions that train gives away out of `parts`, as rejects.
+
+    More than `max_leak_rate` of them fail the stage, and so does a leak of a frozen question: those
+    are not exchanged.
+    """
+    test = [*parts["test"], *settled]
+    rows = {
+        track: [curation.pair(e) for e in test if e.track == track and e.kind != "unanswerable"]
+        for track in ("held_out", "same_fact")
+    }
+    train = [curation.pair(e) for e in parts["train"] if e.kind != "unanswerable"]
+    found = leakage.check(train, rows["held_out"], rows["same_fact"])
+    leaking = {leak.test_id: leak for leak in found}
+    fixed = {example.id for example in settled}
+    if len(leaking) > cfg.max_leak_rate * len(test) or leaking.keys() & fixed:
+        raise PipelineError(
+            f"synthesize.max_leak_rate: {cfg.max_leak_rate}: {leakage.tell(found, 5)}; let the "
+            "pages share a partition with a lower duplicate_threshold, or freeze again"
+        )
+    parts["test"] = [example for example in parts["test"] if example.id not in leaking]
+    return [
+        Reject(
+            id=id,
+            reason=f"leaks into train: {leak.kind}",
+            detail=f"{leak.question} ~ {leak.train_id}",
+        )
+        for id, leak in sorted(leaking.items())
+    ]
 
 
 def _answered(
@@ -487,12 +610,27 @@ def _raft(
     return context.in_context(chosen, index, asking, cfg.shares.raft_absent, cfg.seed)
 
 
+def _sites(pages: Mapping[str, Document]) -> str:
+    return ", ".join(sorted({urlsplit(page.url).netloc or page.source for page in pages.values()}))
+
+
+def _named_teacher(teacher: llm.Config) -> card.Teacher:
+    if isinstance(teacher, llm.Outline):
+        return card.Teacher("outline", None, None)
+    return card.Teacher(teacher.kind, teacher.model, llm.public(teacher.base_url))
+
+
 def _tell_counts(
     cfg: Config, teacher: llm.Config, parts: Mapping[Partition, Sequence[Example]]
-) -> None:
-    """How many examples of each kind there are, and why there is none of one."""
+) -> dict[Kind, str]:
+    """Say how many examples of each kind there are; why there is none, for those without."""
+    zeros: dict[Kind, str] = {
+        "paraphrase": "the other wordings of a question stand under its own kind",
+        "imported": "people's questions stand in data/inputs/gold",
+    }
     counts = {name: Counter(e.kind for e in part) for name, part in parts.items()}
-    for kind in (*get_args(facts.FactKind), "raft"):
+    kinds: tuple[Kind, ...] = (*get_args(facts.FactKind), "raft")
+    for kind in kinds:
         of_kind = [f"{name} {count[kind]}" for name, count in counts.items() if count[kind]]
         if of_kind:
             progress.note(f"{kind}: {', '.join(of_kind)}")
@@ -504,3 +642,5 @@ def _tell_counts(
         else:
             why = "the chunks gave none; see rejects.jsonl"
         progress.note(f"{kind}: none, since {why}")
+        zeros[kind] = why
+    return zeros

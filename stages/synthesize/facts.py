@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from stages.answer.prompt import NOT_FOUND
 from stages.core.records import Chunk, Evidence, Reject, identify
 from stages.llm import Reply
+from stages.synthesize import curation, grounding
 from stages.synthesize.tasks import FORMS, Task
 
 FactKind = Literal[
@@ -49,6 +50,62 @@ class Fact:
     def document_id(self) -> str:
         """The page that it counts for."""
         return self.chunks[0].document_id
+
+    @property
+    def texts(self) -> list[str]:
+        """The evidence of the answer, as it stands in the documents."""
+        return [span.text for span in self.evidence[: len(self.written.evidence)]]
+
+    @property
+    def row(self) -> curation.Pair:
+        """What curation reads of it."""
+        return curation.Pair(
+            id=self.id,
+            question=self.written.forms[0],
+            answer=self.written.answer,
+            kind=self.written.kind,
+            page=self.document_id,
+            earlier=tuple(turn.question for turn in self.written.history),
+        )
+
+
+def unsupported(fact: Fact, title: str) -> list[str]:
+    """What the answers of the fact say that their evidence does not."""
+    if fact.written.kind in ("unanswerable", "style"):
+        return []  # nothing to support, and the evidence itself
+    around = [title, *(heading for chunk in fact.chunks for heading in chunk.heading_path)]
+    first = len(fact.written.evidence)
+    answers = [(fact.written.forms[0], fact.written.answer, fact.texts)]
+    for turn, span in zip(fact.written.history, fact.evidence[first:], strict=True):
+        answers.append((turn.question, turn.answer, [span.text]))
+        around.append(turn.question)  # a later question may lean on it
+    return [fault for said in answers for fault in grounding.faults(*said, around)]
+
+
+def trimmed(fact: Fact, max_tokens: int) -> Fact:
+    """The fact with each span of its evidence cut to what supports its answer."""
+    if fact.written.kind == "style":
+        return fact
+    first = len(fact.written.evidence)
+    asked = [(fact.written.forms[0], fact.written.answer)] * first
+    asked += [(turn.question, turn.answer) for turn in fact.written.history]
+    spans = [
+        part
+        for span, (question, answer) in zip(fact.evidence, asked, strict=True)
+        for part in grounding.trim(span, question, answer, max_tokens)
+    ]
+    return replace(fact, evidence=tuple(spans))
+
+
+def repaired(fact: Fact, reply: Reply, max_answer_words: int) -> Fact:
+    """The fact with the answer of the reply, if it has one that is short enough."""
+    try:
+        answer = json.loads(reply.text[reply.text.find("{") : reply.text.rfind("}") + 1])["answer"]
+    except (json.JSONDecodeError, LookupError, TypeError):
+        return fact
+    if not isinstance(answer, str) or not 0 < len(answer.split()) <= max_answer_words:
+        return fact
+    return replace(fact, written=fact.written.model_copy(update={"answer": answer}))
 
 
 def read(task: Task, reply: Reply, max_answer_words: int) -> tuple[list[Fact], list[Reject]]:

@@ -109,6 +109,7 @@ _FACTS: dict[Sort, dict[str, Any]] = {
 }
 SCHEMAS = {sort: _object(facts=_list(fact)) for sort, fact in _FACTS.items()}
 ANSWERABLE = _object(answered={"type": "boolean"})
+REPAIRED = _object(answer=_TEXT)
 
 
 # --- the calls ---------------------------------------------------------------------------------
@@ -146,6 +147,26 @@ def of_several(
         ),
         SCHEMAS["multihop"],
     )
+
+
+def repair(
+    question: str, answer: str, evidence: Sequence[str], faults: Sequence[str]
+) -> tuple[tuple[Message, ...], dict[str, Any]]:
+    """The call that asks for an answer without these faults, and the shape of its reply."""
+    system = (
+        "An answer says what its evidence does not. Write it again, as short as it is, so that the "
+        'evidence supports all of it. Reply with JSON only: {"answer": …}'
+    )
+    text = "\n\n".join(
+        [
+            f"Question: {question}",
+            "Evidence:\n" + "\n".join(evidence),
+            f"Answer: {answer}",
+            "Faults:\n" + "\n".join(f"- {fault}" for fault in faults),
+        ]
+    )
+    turns = (Message(role="system", content=system), Message(role="user", content=text))
+    return turns, REPAIRED
 
 
 def _instruction(sort: Sort, prompts: Prompts, max_answer_words: int) -> Message:

@@ -1,0 +1,73 @@
+"""Which failures pass, how long to wait for it, and whether the failed attempt may be billed."""
+
+import email.utils
+import random
+import time
+from dataclasses import dataclass
+
+import httpx2
+import openai
+
+from stages.llm.wire import NotAReplyError
+
+
+@dataclass(frozen=True)
+class Retries:
+    max_attempts: int
+    backoff_s: float
+    cap_s: float
+    deadline_s: float | None
+    """For all attempts and the waits between them; None for no such limit."""
+
+
+def passes(error: BaseException) -> bool:
+    """Whether another try may succeed."""
+    if isinstance(error, openai.APIStatusError):
+        spent = error.code == "insufficient_quota"
+        return not spent and (error.status_code in (408, 409, 429) or error.status_code >= 500)
+    # A timeout is a connection error.
+    return isinstance(error, openai.APIConnectionError | NotAReplyError)
+
+
+def is_overload(error: BaseException) -> bool:
+    """Whether the endpoint has too much to do: 429, or 503 with a time to come back."""
+    if not isinstance(error, openai.APIStatusError) or not passes(error):
+        return False
+    return error.status_code == 429 or (error.status_code == 503 and asked(error) is not None)
+
+
+def may_be_billed(error: BaseException) -> bool:
+    """Whether the endpoint may bill an attempt that brought no reply.
+
+    A request that was refused (4xx, 503) or never sent made nothing. Of any other, what was made
+    for it may have got lost on the way.
+    """
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code >= 500 and error.status_code != 503
+    unsent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+    return not isinstance(error.__cause__, unsent)
+
+
+def pause(error: BaseException | None, attempt: int, retries: Retries) -> float:
+    """Seconds to the next try: what the endpoint asks for, else full jitter under a ceiling."""
+    seconds = asked(error)
+    if seconds is not None:
+        return min(seconds, retries.cap_s)
+    ceiling = retries.backoff_s * 2.0 ** min(attempt - 1, 60)
+    return random.uniform(0, min(ceiling, retries.cap_s))  # noqa: S311
+
+
+def asked(error: BaseException | None) -> float | None:
+    """Seconds that a Retry-After header asks for, given as a number or as a date."""
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    header = error.response.headers.get("retry-after", "")
+    try:
+        seconds = float(header)
+        return max(0.0, seconds) if seconds == seconds else None  # NaN is no number of seconds
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return None
