@@ -78,7 +78,8 @@ def divide(facts: Sequence[Fact], seed: int) -> tuple[list[Fact], list[Fact]]:
 
 
 def trained(facts: Iterable[Fact]) -> list[Pair]:
-    return [fact.row(form) for fact in facts for form in range(6)]
+    """In three of the seven wordings: more of them take time and change no figure."""
+    return [fact.row(form) for fact in facts for form in (0, 2, 4)]
 
 
 def words(text: str) -> str:
@@ -241,7 +242,7 @@ def test_of_planted_leaks_90_percent_are_caught(manual: list[Fact]) -> None:
 def test_of_clean_splits_by_page_2_percent_at_most_raise_an_alarm(manual: list[Fact]) -> None:
     num_rows = 0
     found: list[leakage.Leak] = []
-    for seed in range(5):
+    for seed in range(4):
         train, held = divide(manual, seed)
         rows = clean(train, held)
         num_rows += len(rows)
@@ -265,7 +266,7 @@ def test_another_manual_raises_no_alarm(manual: list[Fact]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "sort"), [("_facts", "shared fact"), ("_questions", "near-duplicate page")]
+    ("rule", "sort"), [("_facts", "shared fact"), ("_questions", "paraphrase")]
 )
 def test_a_check_without_one_of_its_rules_is_found_out(
     manual: list[Fact], monkeypatch: pytest.MonkeyPatch, rule: str, sort: str
@@ -300,9 +301,9 @@ def test_a_trained_wording_and_its_trivial_variants_are_caught_and_a_held_form_i
     rng = random.Random(0)
     train = trained(manual)
     held = [fact.row(6) for fact in manual]
-    exact = [fact.row(1, id=f"e{n}") for n, fact in enumerate(manual)]
+    exact = [fact.row(2, id=f"e{n}") for n, fact in enumerate(manual)]
     varied = [
-        fact.row(1, question=scrambled(rng, fact.forms[1]), id=f"v{n}")
+        fact.row(2, question=scrambled(rng, fact.forms[2]), id=f"v{n}")
         for n, fact in enumerate(manual)
     ]
     shares = {
