@@ -97,6 +97,27 @@ def parser(first: str = "") -> argparse.ArgumentParser:
     status = add("status", server_status, "say whether it runs, and where")
     status.add_argument("--json", action="store_true", help="print it as JSON")
 
+    plan = add(
+        "plan",
+        plan_calls,
+        "forecast the teacher's calls, tokens and cost, before any is made",
+        epilog="example: python -m stages plan teacher=openai synthesize.shares.multihop=0.2",
+    )
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    plan.add_argument("--json", action="store_true", help="print it as JSON")
+
+    share = add("ledger", share_ledger, "share the replies that were paid for, with a team or a CI")
+    share.add_argument("what", choices=["export", "import"])
+    share.add_argument("file", type=Path, help="JSONL, a call on each line")
+
+    review = add(
+        "review",
+        review_examples,
+        "review the examples in a spreadsheet: export, fill in `decision`, import",
+    )
+    review.add_argument("what", choices=["export", "import"])
+    review.add_argument("file", type=Path, help="CSV")
+
     freeze = add(
         "freeze", freeze_testset, "commit today's test questions: they stay, and untrained"
     )

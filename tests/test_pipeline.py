@@ -411,6 +411,30 @@ def test_an_unreachable_site_is_one_line_and_the_last_good_outs_come_back(projec
     assert (project / "data/crawl/documents.jsonl").read_bytes() == before
 
 
+def test_the_plan_says_that_a_rerun_calls_nobody_and_another_teacher_everybody(project):
+    verb = (sys.executable, "-m", "stages", "plan", "--json")
+    done = json.loads(sh(project, *verb).stdout)
+    assert (done["calls"], done["cost_usd"]) == (0, 0)
+    other = json.loads(sh(project, *verb, "teacher=openai").stdout)
+    assert other["calls"] > done["cached"] > 100
+    assert 0 < other["cost_usd"] < other["worst_usd"]
+
+
+def test_paid_replies_and_reviews_go_out_and_come_back(project, tmp_path):
+    stages = (sys.executable, "-m", "stages")
+    sh(project, *stages, "ledger", "export", tmp_path / "calls.jsonl")
+    assert (
+        "0 new calls" in sh(project, *stages, "ledger", "import", tmp_path / "calls.jsonl").stdout
+    )
+    sheet = tmp_path / "sheet.csv"
+    assert "examples" in sh(project, *stages, "review", "export", sheet).stdout
+    assert '"decision"' in sheet.read_text(encoding="utf-8-sig").partition("\n")[0]
+    assert "0 decisions are new" in sh(project, *stages, "review", "import", sheet).stdout
+    broken = sh(project, *stages, "review", "import", project / "dvc.yaml", check=False)
+    assert broken.returncode == 1
+    assert broken.stderr.count("\n") == 1
+
+
 def test_an_empty_lock_file_of_a_killed_dvc_does_not_block_the_next_run(project):
     (project / ".dvc/tmp/rwlock").write_bytes(b"")
     done = sh(project, sys.executable, "-m", "stages", "run", "--json")
