@@ -41,12 +41,12 @@ def ask(teacher: llm.Teacher, rows: int) -> list[str]:
     [
         pytest.param({"latency_s": 0.02, "room": 8}, id="room for eight"),
         pytest.param(
-            {"latency_s": 0.02, "per_second": 100.0},
-            id="a hundred a second",
+            {"latency_s": 0.02, "per_second": 20.0},
+            id="twenty a second",
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            {"latency_s": 0.02, "per_second": 80.0, "retry_after": "1"}, id="it says when"
+            {"latency_s": 0.02, "per_second": 20.0, "retry_after": "1"}, id="it says when"
         ),
         pytest.param(
             {"latency_s": 0.02, "per_second": 8.0}, id="eight a second", marks=pytest.mark.slow
@@ -56,7 +56,7 @@ def ask(teacher: llm.Teacher, rows: int) -> list[str]:
 def test_a_storm_of_429_at_64_concurrent_completes_and_pays_for_nothing_twice(
     server: dict[str, Any],
 ) -> None:
-    num_rows = 24 if server.get("per_second") == 8.0 else 120
+    num_rows = 120 if "room" in server else 48
     with billing.serving(**server) as biller:
         cfg = config(biller.address, concurrency=64, max_attempts=8, backoff_s=0.1)
         with llm.open(cfg) as teacher:
@@ -68,18 +68,18 @@ def test_a_storm_of_429_at_64_concurrent_completes_and_pays_for_nothing_twice(
 
 @pytest.mark.slow
 def test_a_storm_with_faults_that_bill_completes_with_at_most_one_duplicate_in_a_hundred() -> None:
-    """A hundred requests a second find room; one in two hundred loses its reply on the way."""
+    """Fifty requests a second find room; one in two hundred loses its reply on the way."""
 
     def script(number: int, body: dict[str, Any]) -> Act:
         return Act("cut") if number % 200 == 199 else ANSWER
 
-    with billing.serving(script=script, latency_s=0.1, per_second=100.0, retry_after="1") as biller:
+    with billing.serving(script=script, latency_s=0.1, per_second=50.0, retry_after="1") as biller:
         cfg = config(biller.address, concurrency=64, max_attempts=8, backoff_s=0.1)
         with llm.open(cfg) as teacher:
-            replies = ask(teacher, 2000)
+            replies = ask(teacher, 1000)
         assert biller.turned_away > 0
-        assert len(replies) == 2000 and all(replies)
-        assert 0 < biller.duplicates <= 20
+        assert len(replies) == 1000 and all(replies)
+        assert 0 < biller.duplicates <= 10
 
 
 def test_no_call_has_more_attempts_than_configured_in_a_storm_without_end() -> None:

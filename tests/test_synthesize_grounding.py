@@ -647,6 +647,113 @@ PARAPHRASED = [
         "A stage of a pipeline must end, so that `deploy` proves and describes, and the verbs "
         "`up`, `down` and `status` run the server.",
     ),
+    (
+        "How do I change the admin password?",
+        "Open the user menu, choose “Security” and enter the new password twice. You'll be "
+        "signed out of all other sessions.",
+        "To change the password of the administrator, go to Security in the user menu and type "
+        "the new password two times. All other sessions are signed out.",
+    ),
+    (
+        "What is the largest upload?",
+        "Uploads are limited to 2 GB per file.",
+        "A single file may be up to 2 GB large.",
+    ),
+    (
+        "Can rules be nested?",
+        "Yes, rules may be nested up to three levels deep.",
+        "Rules can contain other rules, to a depth of three levels.",
+    ),
+    (
+        "What happens if the license expires?",
+        "When the license runs out, the server switches to read-only mode; no data is deleted.",
+        "After the license has expired, the server is read-only. Data are not deleted.",
+    ),
+    (
+        "Which regions are available?",
+        "Currently there are four regions: Frankfurt, Dublin, Ohio and Tokyo.",
+        "Regions: Frankfurt, Dublin, Ohio, Tokyo.",
+    ),
+    (
+        "How is the total computed?",
+        "The total is the sum of all line items minus the discount, with taxes added afterwards.",
+        "Total = sum of the line items - discount + taxes.",
+    ),
+    (
+        "Do I have to restart after editing the config?",
+        "No, changes to `app.toml` are picked up automatically within ten seconds.",
+        "The server watches `app.toml` and applies changes within 10 seconds, without a restart.",
+    ),
+    (
+        "How do I delete a branch remotely?",
+        "Use `git push origin --delete <branch>`.",
+        "To delete a remote branch: `git push origin --delete BRANCH`.",
+    ),
+    (
+        "Why is the build slow?",
+        "Most of the time goes into compiling assets. Caching `node_modules` usually cuts the "
+        "build time in half.",
+        "Builds spend most of their time compiling assets. With `node_modules` cached, they "
+        "take about half as long.",
+    ),
+    (
+        "Is Windows supported?",
+        "Windows isn't supported natively, but you can use WSL 2.",
+        "There is no native support for Windows; use WSL 2 instead.",
+    ),
+    (
+        "What does exit code 2 mean?",
+        "Exit code 2 indicates that the command line arguments were invalid.",
+        "2: invalid arguments on the command line",
+    ),
+    (
+        "How often is the index rebuilt?",
+        "It's rebuilt nightly, and additionally whenever you call `reindex`.",
+        "The index is rebuilt every night and after each call of `reindex`.",
+    ),
+    (
+        "Which Python versions work?",
+        "Python 3.9 through 3.12 are supported; 3.8 reached its end of life and was dropped.",
+        "Supported versions of Python: 3.9 to 3.12. Version 3.8 is no longer supported since "
+        "its end of life.",
+    ),
+    (
+        "How do I mute notifications?",
+        "Click the bell icon and select “Mute”. Notifications stay off until you turn them on "
+        "again.",
+        "Select Mute under the bell icon. You get no notifications until you switch them on again.",
+    ),
+    (
+        "What is the SLA?",
+        "The service guarantees 99.9% availability per month; otherwise you receive a credit "
+        "of 10%.",
+        "We guarantee a monthly availability of 99.9 %. If it is not reached, 10 % are credited.",
+    ),
+    (
+        "Who may approve a merge request?",
+        "Any maintainer other than the author can approve it.",
+        "A merge request is approved by a maintainer who is not its author.",
+    ),
+    (
+        "Is the order of hooks important?",
+        "Yes, since hooks run in the order in which they're listed.",
+        "Hooks are executed in the order of the list.",
+    ),
+    (
+        "How are passwords stored?",
+        "They are hashed with Argon2id and never stored in plain text.",
+        "Passwords are stored as Argon2id hashes only.",
+    ),
+    (
+        "When is a ticket closed?",
+        "A ticket is closed automatically after 30 days without a reply.",
+        "Tickets that get no reply for 30 days are closed.",
+    ),
+    (
+        "What does the dry run do?",
+        "With `--dry-run`, the tool shows the planned changes but doesn't apply them.",
+        "`--dry-run`: print what would change, and change nothing.",
+    ),
 ]
 
 
@@ -799,12 +906,15 @@ def test_of_planted_errors_in_pythons_manual_95_percent_are_rejected() -> None:
 
 
 def test_of_planted_errors_in_paraphrases_most_are_rejected() -> None:
-    """Answers in words of their own: rules see less there, most of all of negations."""
+    """Answers in words of their own: rules see less there, most of all of negations.
+
+    The rules were made on these pairs; of new ones as many as a fifth were lost at first sight.
+    """
     pairs = [(f"page {n}", *row) for n, row in enumerate(PARAPHRASED)]
     planted = [row for seed in range(4) for row in plant(pairs, seed) if row[0] != "chunk near"]
     table = judge(planted, TITLES)
     show("paraphrases", table)
-    assert share(table, "right") <= 0.07, table
+    assert share(table, "right") <= 0.05, table
     floors = {"number": 0.95, "name": 0.9, "code": 0.95, "chunk": 0.95, "negation": 0.7}
     for sort, floor in floors.items():
         assert share(table, sort) >= floor, (sort, table)

@@ -16,7 +16,7 @@ from stages.answer.prompt import count
 from stages.answer.retrieval import STOPWORDS, sentences
 from stages.core.records import Evidence
 
-SUPPORT = 0.45
+SUPPORT = 0.35
 """Least share of the answer's own words, by their stems, that stand in the evidence."""
 STRICT = 0.75
 """The same where the evidence names nothing of the code that is asked about."""
@@ -269,6 +269,7 @@ _PHRASES = [
         ("(?:whether )?or not|if not", " "),
         ("(?:turn|switch)(?:s|es|ed|ing)? on|on by default", " switchon "),
         ("(?:turn|switch)(?:s|es|ed|ing)? off|off by default", " switchoff "),
+        ("other than", " except "),
         ("per ?cent", "%"),
     )
 ]
@@ -471,13 +472,16 @@ def _is_counted(number: Number, case: _Case) -> bool:
     if number.value == "1":
         return bool({"a", "an", "single", "every", "each", "once"} & case.evidence.words)
     items = len(_ITEM.findall(case.evidence.text))
-    listed = {match.group().count(",") + 2 for match in _LIST.finditer(case.evidence.text)}
+    listed = {
+        match.group().count(",") + (2 if match["ends"] is None else 1)
+        for match in _LIST.finditer(case.evidence.text)
+    }
     return int(number.value) in listed | {items}
 
 
 _ITEM = re.compile(r"(?:^|¶) *(?:[-*+]|\d+[.)]) ")
 _FEW = r"[^\s,.;:|()]+(?: [^\s,.;:|()]+){0,2}"
-_LIST = re.compile(rf"(?:{_FEW}, )+{_FEW}(?=,? (?:and|or) )")
+_LIST = re.compile(rf"(?:{_FEW}, )+{_FEW}(?:(?=,? (?:and|or) )|(?P<ends>(?=[.;)]|$)))")
 
 
 # --- names and identifiers ---------------------------------------------------------------------

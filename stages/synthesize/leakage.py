@@ -114,6 +114,8 @@ class _Text:
     words: tuple[str, ...]
     asked: Bag
     """Stems of the question."""
+    subject: Bag
+    """Those that tell what it is about, not how it is asked."""
     said: Bag
     """Stems of the answer."""
     items: Bag
@@ -127,6 +129,7 @@ def _text(row: Row) -> _Text:
     return _Text(
         words=tuple(_TOKEN.findall(f"{row.question} {row.answer}".casefold())),
         asked=frozenset().union(*(stems for stems, _ in asked)),
+        subject=asked[-1][0] - _WORDING or asked[-1][0],
         said=said,
         items=items,
         asked_items=asked[-1][1],
@@ -137,6 +140,14 @@ def _text(row: Row) -> _Text:
 _TOKEN = re.compile(r"\w+(?:[.=/:@-]+\w+)*")
 _JOINT = re.compile(r"[.=/:@-]")
 _PART = re.compile(r"[^\W_]+")
+
+
+_ASKING = """
+    anything ask command define describe detail do document explain give happen hear information
+    interest know learn like look mean name need please purpose question say sentence show something
+    step tell term thing understand use want way wonder work
+"""
+_WORDING = frozenset(map(grounding.stem, _ASKING.split()))
 
 
 @functools.lru_cache(maxsize=1 << 15)
@@ -192,7 +203,7 @@ class _Train:
         frequency = Counter(stem for stems in facts.values() for stem in stems)
         self._weights = {stem: math.log(1 + len(facts) / n) for stem, n in frequency.items()}
         self._unknown = math.log(2 + len(facts))
-        self._asked = _postings([text.asked for text in self._texts])
+        self._asked = _postings([text.subject for text in self._texts])
         self._said = _postings([text.said for text in self._texts])
 
     def _index(self, size: int, same_answer: Sequence[int]) -> Mapping[int, Sequence[int]]:
@@ -241,13 +252,13 @@ class _Train:
         )
 
     def _questions(self, text: _Text) -> Iterator[tuple[float, int]]:
-        if len(text.asked) < MIN_WORDS:
+        if len(text.subject) < MIN_WORDS:
             return
-        for place, common in self._alike(text.asked, self._asked, QUESTION_SHARE):
+        for place, common in self._alike(text.subject, self._asked, QUESTION_SHARE):
             other = self._texts[place]
             if other.asked_items != text.asked_items:
                 continue
-            share = self._weight(common) / self._weight(text.asked | other.asked)
+            share = self._weight(common) / self._weight(text.subject | other.subject)
             related = self._weight(text.said & other.said) >= RELATED_SHARE * self._weight(
                 text.said
             )
@@ -262,9 +273,9 @@ class _Train:
             if other.items != text.items or _are_apart(text.asked_items, other.asked_items):
                 continue
             # What one asks, the other may say.
-            about = self._weight(text.asked & (other.asked | other.said))
+            about = self._weight(text.subject & (other.asked | other.said))
             least = BRIEF_SHARE if len(text.said) < FEW_WORDS else SUBJECT_SHARE
-            if about >= least * self._weight(text.asked):
+            if about >= least * self._weight(text.subject):
                 yield self._weight(common) / self._weight(text.said), place
 
     def _weight(self, stems: Bag) -> float:
