@@ -245,7 +245,8 @@ def test_of_planted_leaks_90_percent_are_caught(manual: list[Fact]) -> None:
         print(f"{sort:<22}{share:>8.3f}")
     assert len(shares) == 5
     assert sum(shares.values()) / 5 >= 0.9, shares
-    assert min(shares.values()) >= 0.85, shares
+    assert shares.pop("people's paraphrase") >= 0.75, shares
+    assert min(shares.values()) >= 0.9, shares
 
 
 def test_of_clean_splits_by_page_2_percent_at_most_raise_an_alarm(manual: list[Fact]) -> None:
@@ -283,7 +284,7 @@ def test_a_check_without_one_of_its_rules_is_found_out(
     shares = caught(trained(train), plant(train, 0))
     known, held = answered_alike()
     shares["people's paraphrase"] = caught([*trained(train), *known], {"": held})[""]
-    assert min(shares.values()) < 0.85, shares
+    assert min(shares.values()) < 0.75, shares
 
 
 def test_a_check_that_minds_no_subject_is_found_out(

@@ -254,23 +254,36 @@ _TOKEN = re.compile(
 )
 _CUE = re.compile(r"(?i)\b(?:not|no|none|never|without|unless|cannot|\w+n['’]t)\b")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+|(?<=[A-Za-z])(?=\d)")
-# Each is one word to the rules below.
+# Each is one word to the rules below, and looked for where its last words stand at all.
 _PHRASES = [
-    (re.compile(rf"(?i)\b(?:{pattern})(?!\w)"), word)
-    for pattern, word in (
-        ("at least|no (?:less|fewer) than|not (?:less|fewer) than|a minimum of", " atleast "),
-        ("at most|no (?:more|longer|later) than|not more than|up to|a maximum of", " atmost "),
+    (hints.split(), re.compile(rf"(?i)\b(?:{pattern})(?!\w)"), f" {word} ")
+    for hints, pattern, word in (
         (
+            "least than minimum",
+            "at least|no (?:less|fewer) than|not (?:less|fewer) than|a minimum of",
+            "atleast",
+        ),
+        (
+            "most than maximum up",
+            "at most|no (?:more|longer|later) than|not more than|up to|a maximum of",
+            "atmost",
+        ),
+        (
+            "exceed than",
             "(?:must|may|can|could|should|will|do|does)? ?(?:not|never|cannot|n't) "
             "(?:exceed|be (?:larger|bigger|longer|more|greater|higher) than)",
-            " atmost ",
+            "atmost",
         ),
-        ("not only(?=.{1,90}\\bbut\\b)|no matter|not necessarily|why not", " "),
-        ("(?:whether )?or not|if not", " "),
-        ("(?:turn|switch)(?:s|es|ed|ing)? on|on by default", " switchon "),
-        ("(?:turn|switch)(?:s|es|ed|ing)? off|off by default", " switchoff "),
-        ("other than", " except "),
-        ("per ?cent", "%"),
+        (
+            "not",
+            "not only(?=.{1,90}\\bbut\\b)|not necessarily|why not|(?:whether )?or not|if not",
+            "",
+        ),
+        ("matter", "no matter", ""),
+        ("on", "(?:turn|switch)(?:s|es|ed|ing)? on|on by default", "switchon"),
+        ("off", "(?:turn|switch)(?:s|es|ed|ing)? off|off by default", "switchoff"),
+        ("than", "other than", "except"),
+        ("cent", "per ?cent", "%"),
     )
 ]
 
@@ -285,8 +298,10 @@ def read(text: str) -> Reading:
     # In code, `not` and `None` deny nothing.
     plain = _TICKED.sub(lambda found: " " + _CUE.sub(" ", found[2]) + " ", text)
     plain = _EMPHASIS.sub("", plain.replace("`", " "))
-    for pattern, word in _PHRASES:
-        plain = pattern.sub(word, plain)
+    lowered = plain.lower()
+    for hints, pattern, phrase in _PHRASES:
+        if any(hint in lowered for hint in hints):
+            plain = pattern.sub(phrase, plain)
     words: set[str] = set()
     stems: set[str] = set()
     numbers: list[Number] = []
@@ -318,11 +333,14 @@ def read(text: str) -> Reading:
             lower = word.lower()
             if lower in NUMERALS and not (lower == "one" and _is_pronoun(begun, after)):
                 numbers.append(_number(NUMERALS[lower], "", after, word))
-            if _is_name(word, starts, after):
-                names[word] = None
-            for part in {lower, *(part.lower() for part in _CAMEL.split(word) if part)}:
-                words.add(part)
-                stems |= _stems(part)
+            words.add(lower)
+            stems |= _stems(lower)
+            if not (word == lower and word.isalpha()):
+                if _is_name(word, starts, after):
+                    names[word] = None
+                for part in filter(None, _CAMEL.split(word)):
+                    words.add(part.lower())
+                    stems |= _stems(part.lower())
             # The constant of Python is no negation.
             lower = "None" if word == "None" and not starts else lower
             begun.append((lower, "".join(_stems(lower))))
@@ -341,14 +359,17 @@ def read(text: str) -> Reading:
 
 def _stems(word: str) -> set[str]:
     """What the word says: its stem, or nothing."""
-    small = word in STOPWORDS or word.endswith("n't") or len(word) < 2
+    small = len(word) < 2 or word in STOPWORDS or word.endswith("n't")
     return set() if small else {stem(word)}
+
+
+_FIGURE = re.compile(r"[-+−]?[\d.,_]+ ?%?|¶")
 
 
 def _identifiers(text: str) -> Iterator[str]:
     for match in _TICKED.finditer(text):
         ticked = " ".join(match[2].split()).strip(",;")
-        if ticked and not re.fullmatch(r"[-+−]?[\d.,_]+ ?%?|¶", ticked):
+        if ticked and not _FIGURE.fullmatch(ticked):
             yield ticked
     for match in _CODE.finditer(_TICKED.sub(" ", text)):
         found = match.group().rstrip(".,;:")
@@ -480,7 +501,8 @@ def _is_counted(number: Number, case: _Case) -> bool:
 
 
 _ITEM = re.compile(r"(?:^|¶) *(?:[-*+]|\d+[.)]) ")
-_FEW = r"[^\s,.;:|()]+(?: [^\s,.;:|()]+){0,2}"
+_ONE = r"(?!(?:and|or)\b)[^\s,.;:|()]+"
+_FEW = rf"{_ONE}(?: {_ONE}){{0,2}}"
 _LIST = re.compile(rf"(?:{_FEW}, )+{_FEW}(?:(?=,? (?:and|or) )|(?P<ends>(?=[.;)]|$)))")
 
 
