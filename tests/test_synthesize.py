@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import settings as timing
 from hypothesis import strategies as st
 
-from stages import answer as answering
 from stages import llm, synthesize
 from stages.core import config as configuration
 from stages.core import progress, store
@@ -48,9 +47,7 @@ PROMPTS = yaml.safe_load((ROOT / "conf/synthesize/prompts/default.yaml").read_te
 KINDS = ("factual", "howto", "definition", "code", "dialogue")
 OTHERS = ("multihop", "unanswerable", "style", "raft", "raft_absent", "preferences")
 SHARES = dict.fromkeys(KINDS, 1.0) | dict.fromkeys(OTHERS, 0.0)
-ANSWER = answering.Config(
-    top_k=3, context_tokens=240, num_sentences=2, max_tokens=96, temperature=0.0
-)
+CONTEXT = {"top_k": 3, "context_tokens": 240}
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +70,7 @@ def settings(**changes: Any) -> synthesize.Config:
         "prompts": PROMPTS,
         "shares": SHARES,
         "formats": {},
+        "context": CONTEXT,
         "num_held_forms": 1,
         "max_answer_words": 60,
         "min_answer_words": 1,
@@ -171,7 +169,6 @@ class Site:
         return synthesize.run(
             settings(**changes),
             teacher,
-            ANSWER,
             self.folder / "documents.jsonl",
             self.folder / "chunks.jsonl",
             self.folder / "chunks.jsonl",
@@ -458,12 +455,11 @@ def test_an_edited_page_changes_only_its_own_examples(site: Site) -> None:
 
 RUN = """
 import sys, pathlib
-from stages import answer as answering
 from stages import llm, synthesize
 from stages.core import config
-from test_synthesize import ANSWER, settings
+from test_synthesize import settings
 folder, out = map(pathlib.Path, sys.argv[1:])
-synthesize.run(settings(), llm.Outline(kind="outline"), ANSWER, folder / "documents.jsonl",
+synthesize.run(settings(), llm.Outline(kind="outline"), folder / "documents.jsonl",
     folder / "chunks.jsonl", folder / "chunks.jsonl", folder / "review.jsonl",
     folder / "testset.jsonl", out)
 """

@@ -11,7 +11,7 @@ import yaml
 from chat import Call, config, serving
 from hypothesis import given
 from hypothesis import strategies as st
-from test_synthesize import ANSWER, ROOT, SHARES, SUBJECTS, Site, page, workspace
+from test_synthesize import CONTEXT, ROOT, SHARES, SUBJECTS, Site, page, workspace
 
 from stages.answer import prompt
 from stages.answer.prompt import NOT_FOUND
@@ -79,7 +79,7 @@ def test_a_question_with_passages_has_the_prompt_of_service_with_the_evidence_in
         system, *_, last = example.messages
         assert system.role == "system"
         assert system.content.startswith(prompt.INSTRUCTION)
-        assert prompt.count(system.content) <= ANSWER.context_tokens
+        assert prompt.count(system.content) <= CONTEXT["context_tokens"]
         assert example.evidence[0].text in system.content
         assert last.content == example.answer
         for other in SUBJECTS:  # no page is shown that is not trained on

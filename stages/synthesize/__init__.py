@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from stages import answer as answering
 from stages import llm
 from stages.answer import prompt, retrieval
 from stages.answer.retrieval import Index
@@ -116,6 +115,8 @@ class Config(config.Base):
     """How many examples of each kind."""
     formats: dict[str, formats.Config]
     """Further formats by name, each written into a folder of its name; empty for none."""
+    context: context.Config
+    """What prompts with passages hold."""
     num_held_forms: Annotated[int, Field(ge=1, le=len(tasks.FORMS) - 2)]
     """Wording forms of each kind, of seven, that are kept from training and tested."""
     max_answer_words: Annotated[int, Field(ge=1)]
@@ -155,7 +156,6 @@ class Config(config.Base):
 def run(
     cfg: Config,
     teacher: llm.Config,
-    answer: answering.Config,
     documents: Path,
     chunks: Path,
     passages: Path,
@@ -167,7 +167,7 @@ def run(
 
     Where `testset` holds questions, they are the test set and none is written anew: no other
     partition repeats them, and the pages of the held-out ones are never trained on. Prompts with
-    context are made of `passages` as `answer` says, like those of service.
+    context are made of `passages`, as those of service are.
     """
     reviews = list(store.read(review, examples.Review))
     kept = frozen.read(testset)
@@ -210,7 +210,7 @@ def run(
             f"{testset}: {len(lost)} of {len(kept)} questions lost their page or their evidence, "
             "so that the test set is another one: see rejects.jsonl, and freeze again"
         )
-    raft, no_room = _raft(cfg, answer, reviewed["train"], trained_index)
+    raft, no_room = _raft(cfg, reviewed["train"], trained_index)
     plain = _plainest(reviewed["train"])
     reviewed["train"] += raft
 
@@ -603,11 +603,11 @@ def _plainest(train: Sequence[Example]) -> list[Example]:
 
 
 def _raft(
-    cfg: Config, asking: answering.Config, train: Sequence[Example], index: Index
+    cfg: Config, train: Sequence[Example], index: Index
 ) -> tuple[list[Example], list[Reject]]:
     able = [e for e in train if e.evidence and e.kind not in ("style", "dialogue", "multihop")]
     chosen = tasks.share(able, cfg.shares.raft, cfg.seed, lambda example: example.id)
-    return context.in_context(chosen, index, asking, cfg.shares.raft_absent, cfg.seed)
+    return context.in_context(chosen, index, cfg.context, cfg.shares.raft_absent, cfg.seed)
 
 
 def _sites(pages: Mapping[str, Document]) -> str:

@@ -5,12 +5,25 @@ sometimes the distractors alone, when the right answer is that there is none.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from stages import answer as answering
+from pydantic import Field
+
 from stages.answer import prompt, retrieval
 from stages.answer.prompt import NOT_FOUND
 from stages.answer.retrieval import Hit, Index
+from stages.core import config
 from stages.core.records import Chunk, Evidence, Example, Message, Reject, identify
+
+
+class Config(config.Base):
+    """The prompt of `answer`, with numbers of its own: a change there trains nothing again."""
+
+    top_k: Annotated[int, Field(gt=0)]
+    """How many passages a prompt holds; `answer.top_k` is what service shows."""
+    context_tokens: Annotated[int, Field(ge=64)]
+    """Longest system message with passages, in tokens of cl100k; see `answer.context_tokens`."""
+
 
 FOUND = 10
 """Chunks among which the distractors are looked for, beyond those that are shown."""
@@ -19,7 +32,7 @@ FOUND = 10
 def in_context(
     examples: Sequence[Example],
     index: Index,
-    asking: answering.Config,
+    asking: Config,
     absent_share: float,
     seed: int,
 ) -> tuple[list[Example], list[Reject]]:
@@ -46,9 +59,7 @@ def _chance(seed: int, example: Example) -> float:
     return int(identify(seed, "absent", example.question), 16) / 16**16
 
 
-def _shown(
-    example: Example, index: Index, asking: answering.Config, absent: bool
-) -> Sequence[Chunk] | None:
+def _shown(example: Example, index: Index, asking: Config, absent: bool) -> Sequence[Chunk] | None:
     """The passages, cut as in service; None where the right one cannot be among them."""
     hits = index.search(example.question, asking.top_k + FOUND)
     right = [hit for hit in hits if _holds(hit.chunk, example.evidence)]
