@@ -325,13 +325,14 @@ def freeze(commit: bool) -> str:
     keep = ["git", "commit", "-q", "-m", f"Freeze the test set: {count} questions", str(TESTSET)]
     if not commit:
         return f"{said}; commit it: `{' '.join(add)} && git commit`"
-    for command in (add, keep):
+    same = ["git", "diff", "--cached", "--quiet", "--", str(TESTSET)]
+    for command in (add, same, keep):
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            words = (done.stderr or done.stdout).strip().splitlines()
-            if "nothing to commit" in done.stdout or "no changes added" in done.stdout:
-                return f"{said}; it was committed before"
-            raise PipelineError(f"{said}; git did not commit it: {words[-1] if words else ''}")
+        if command == same and not done.returncode:
+            return f"{said}; it was committed before"
+        if command != same and done.returncode:
+            words = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+            raise PipelineError(f"{said}; git did not commit it: {words[-1]}")
     return f"{said}; committed"
 
 
