@@ -154,6 +154,7 @@ _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1|(?<![\w*])\*(?=[^\s*])([^
 
 def plain(text: str) -> str:
     """Markdown as words on one line: links and emphasis are gone, code keeps its ticks."""
+    text = text.replace("\0", "")  # which marks a code's place below
     parts = re.split(r"(`[^`]*`)", _LINK.sub(r"\1", text))
     codes = [code.replace("\\|", "|") for code in parts[1::2]]
     words = "\0".join(parts[0::2])  # emphasis may stand around code, and is none within it
