@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 UV_VERSION := 0.13.8
 # uv does not read pip's settings: hand it the folder of wheels that pip was given.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Unlike pip, uv leaves this to the first start, and where that may not write, to every one.
+export UV_COMPILE_BYTECODE := 1
 export DS_BUILD_OPS := 0
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := .venv/bin/uv

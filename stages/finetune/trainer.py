@@ -78,9 +78,10 @@ def axolotl(
     """
     work.mkdir(parents=True, exist_ok=True)
     log = store.workspace("logs", f"finetune-{name}.log")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
     arguments = [
         *interpreter(python),
-        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)),
+        *((*torchrun, str(num_processes)) if num_processes > 1 else ()),
         *("-m", module, recipe.name),
         *(f"--{key}={path}" for key, path in sorted(places.items())),
     ]
@@ -134,7 +135,20 @@ def variables(num_processes: int, offline: bool) -> dict[str, str]:
         "OMP_WAIT_POLICY": "passive",
         "OMP_NUM_THREADS": str(max(1, num_cores() // num_processes)),
     }
+    if num_processes == 1:
+        shared |= ALONE
     return shared | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+
+
+ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
+"""What torchrun tells a process that is the only one; torchrun itself takes seconds to start."""
 
 
 def num_cores() -> int:

@@ -47,6 +47,7 @@ class Plugin(BasePlugin):  # type: ignore[misc]
             # torchrun does not outlive the stage, nor we torchrun, even when it is killed with -9.
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         refuse_unknown_keys(cfg)
+        save_in_process()
         if not torch.cuda.is_available():
             train_on_cpu(cfg)
 
@@ -145,6 +146,24 @@ def refuse_unknown_keys(cfg: Any) -> None:
             f"finetune.axolotl.{key}: Axolotl knows no such key"
             + (f" (did you mean {close[0]}?)" if close else "")
         )
+
+
+def save_in_process() -> None:
+    """Let a pool of one process be none: it imports all anew, in five seconds, and gains nothing.
+
+    Axolotl saves the prepared examples so, and 1 is the least it can be told.
+    """
+    import datasets  # type: ignore[import-not-found]
+
+    save = datasets.Dataset.save_to_disk
+    if getattr(save, "in_process", False):
+        return  # merge-lora reads its YAML twice
+
+    def save_to_disk(self: Any, *args: Any, num_proc: int | None = None, **kwargs: Any) -> None:
+        save(self, *args, num_proc=None if num_proc == 1 else num_proc, **kwargs)
+
+    save_to_disk.in_process = True  # type: ignore[attr-defined]
+    datasets.Dataset.save_to_disk = save_to_disk
 
 
 def has_bf16() -> bool:
