@@ -18,6 +18,7 @@ from stages.core.records import Message, System, Track
 if TYPE_CHECKING:  # a stage's process imports no more than its stage
     from stages.answer import Response
     from stages.answer.endpoint import Endpoint
+    from stages.answer.retrieval import Search
 
 ENDPOINT = Path("data/deploy/endpoint.json")
 INDEX = Path("data/index")
@@ -81,6 +82,9 @@ def parser(first: str = "") -> argparse.ArgumentParser:
     search = add("search", search_index, "show the chunks that a question finds")
     search.add_argument("question")
     search.add_argument("--k", type=int, default=5, help="how many chunks (default 5)")
+    methods = ("lexical", "dense", "hybrid")
+    search.add_argument("--method", choices=methods, help="in place of answer.search.method")
+    search.add_argument("--source", action="append", help="keep to this source; may be repeated")
     search.add_argument("--json", action="store_true", help="print the hits as JSON")
 
     ask = add("ask", ask_once, "answer one question with its sources (needs `up`, but for quote)")
@@ -391,7 +395,8 @@ def compare_runs(parsed: argparse.Namespace) -> None:
 def search_index(parsed: argparse.Namespace) -> None:
     from stages.answer.retrieval import Index
 
-    hits = Index.open(INDEX).search(parsed.question, parsed.k)
+    with Index.open(INDEX, _search(parsed.method, parsed.source)) as index:
+        hits = index.search(parsed.question, parsed.k)
     if parsed.json:
         rows = [{"score": hit.score, **hit.chunk.model_dump()} for hit in hits]
         print(json.dumps(rows, ensure_ascii=False))
@@ -404,14 +409,24 @@ def search_index(parsed: argparse.Namespace) -> None:
         print(f"        {' '.join(hit.chunk.text.split())[:160]}")
 
 
+def _search(method: str | None, sources: list[str] | None) -> "Search":
+    """The search of params.yaml, with what the command line says in its place."""
+    from stages import answer
+
+    cfg = config.load(config.read(Path("params.yaml")), "answer", answer.Config)
+    configured: Search = cfg.search
+    changes = {"method": method, "sources": tuple(sources or ())}
+    return configured.model_copy(update={key: value for key, value in changes.items() if value})
+
+
 def ask_once(parsed: argparse.Namespace) -> None:
     from stages import answer
     from stages.answer.retrieval import Index
 
     cfg = config.load(config.read(Path("params.yaml")), "answer", answer.Config)
     turns = [Message(role="user", content=parsed.question)]
-    with _server(parsed.system, private=False) as server:
-        said = answer.ask(parsed.system, turns, Index.open(INDEX), server, cfg)
+    with Index.open(INDEX, cfg.search) as index, _server(parsed.system, private=False) as server:
+        said = answer.ask(parsed.system, turns, index, server, cfg)
     if parsed.json:
         citations = [citation.model_dump() for citation in said.citations]
         print(json.dumps({"answer": said.text, "citations": citations}, ensure_ascii=False))
@@ -424,8 +439,7 @@ def chat_loop(parsed: argparse.Namespace) -> None:
     from stages.answer.retrieval import Index
 
     cfg = config.load(config.read(Path("params.yaml")), "answer", answer.Config)
-    index = Index.open(INDEX)
-    with _server(parsed.system, private=True) as server:
+    with Index.open(INDEX, cfg.search) as index, _server(parsed.system, private=True) as server:
         print(f"{parsed.system} answers; an empty line starts a new conversation, Ctrl-D ends")
         turns: list[Message] = []
         while True:

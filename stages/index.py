@@ -1,35 +1,35 @@
-"""Index the retrieval chunks: the files that search, quote and the answers with context read."""
+"""Index the retrieval chunks by their words and their meaning: what search and quote read."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from stages.answer import retrieval
+from stages.answer import dense, embedding, lexical, retrieval, vectors
 from stages.core import config, store
 from stages.core.errors import PipelineError
 from stages.core.records import Chunk, Reject
 
 
 class Config(config.Base):
-    kind: Literal["lexical"]
-    """How chunks are found: lexical matches words by BM25."""
     k1: Annotated[float, Field(ge=0)]
     """How much a repeated word adds to a chunk's score in BM25, usually 1.2 to 2."""
     b: Annotated[float, Field(ge=0, le=1)]
     """How much BM25 discounts long chunks, from 0 (not at all) to 1 (by their full length)."""
+    store: vectors.Config
+    """Where the vectors are, if there is an embedder."""
     max_reject_rate: Annotated[float, Field(ge=0, le=1)]
     """Largest fraction of chunks that may be rejected before the stage fails."""
 
 
-def run(cfg: Config, chunks: Path, out: Path) -> dict[str, float]:
+def run(cfg: Config, embedder: embedding.Config, chunks: Path, out: Path) -> dict[str, float]:
     rows = list(store.read(chunks, Chunk))
     kept: dict[str, Chunk] = {}
     rejects = []
     for chunk in rows:
         if chunk.id in kept:
             rejects.append(Reject(id=chunk.id, reason="its id stands twice", detail=chunk.url))
-        elif next(retrieval.indexed_terms(chunk), None) is None:
+        elif next(lexical.indexed_terms(chunk), None) is None:
             rejects.append(Reject(id=chunk.id, reason="no word to find it by", detail=chunk.url))
         else:
             kept[chunk.id] = chunk
@@ -43,4 +43,9 @@ def run(cfg: Config, chunks: Path, out: Path) -> dict[str, float]:
             f"{cfg.max_reject_rate:.0%} (the first: {rejects[0].reason}); see {out}/rejects.jsonl"
         )
     num_terms = retrieval.build(list(kept.values()), out, cfg.k1, cfg.b)
-    return {"num_chunks": len(kept), "num_rejects": len(rejects), "num_terms": num_terms}
+    return {
+        "num_chunks": len(kept),
+        "num_rejects": len(rejects),
+        "num_terms": num_terms,
+        "num_vectors": dense.build(list(kept.values()), out, embedder, cfg.store),
+    }

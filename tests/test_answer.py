@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from stages import answer
 from stages.answer import prompt
 from stages.answer.endpoint import Endpoint
-from stages.answer.retrieval import Index, build, narrow, quote, sentences
+from stages.answer.quoting import narrow, quote
+from stages.answer.retrieval import LEXICAL, Index, build
+from stages.answer.sentences import sentences
 from stages.core.records import Chunk, Message, identify
 
-CONFIG = answer.Config(top_k=3, context_tokens=120, num_sentences=1, max_tokens=32, temperature=0.0)
+CONFIG = answer.Config(
+    search=LEXICAL, top_k=3, context_tokens=120, num_sentences=1, max_tokens=32, temperature=0.0
+)
 
 
 def chunk(text, path=(), document_id="d", start=0):

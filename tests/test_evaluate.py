@@ -17,6 +17,9 @@ import pytest
 
 from stages import answer as answering
 from stages import evaluate, index, pipeline
+from stages.answer.embedding import NoEmbedder
+from stages.answer.retrieval import LEXICAL
+from stages.answer.vectors import Flat
 from stages.core import config, store
 from stages.core.errors import PipelineError
 from stages.core.records import Answer, Chunk, Citation, Evidence, Example, Message
@@ -463,7 +466,8 @@ def workspace(tmp_path, monkeypatch):
     ]
     store.write(tmp_path / "chunks.jsonl", chunks)
     index.run(
-        index.Config(kind="lexical", k1=1.5, b=0.75, max_reject_rate=0.0),
+        index.Config(k1=1.5, b=0.75, store=Flat(kind="flat"), max_reject_rate=0.0),
+        NoEmbedder(kind="none"),
         tmp_path / "chunks.jsonl",
         tmp_path / "index",
     )
@@ -478,7 +482,7 @@ def workspace(tmp_path, monkeypatch):
 
 
 def settings(**changes):
-    with_defaults = pipeline_section() | {"python": "none/python", "similarity": False}
+    with_defaults = pipeline_section() | {"python": "none/python"}
     keys = with_defaults | {"systems": ["quote"], "perplexity": False, "resamples": 1000} | changes
     return config.load({"evaluate": keys}, "evaluate", evaluate.Config)
 
@@ -490,13 +494,15 @@ def pipeline_section():
 
 
 ASKING = answering.Config(
-    top_k=2, context_tokens=200, num_sentences=1, max_tokens=20, temperature=0.0
+    search=LEXICAL, top_k=2, context_tokens=200, num_sentences=1, max_tokens=20, temperature=0.0
 )
 
 
 def evaluated(workspace, out, cfg, **inputs):
     inputs.setdefault("gold", workspace / "gold.csv")
-    evaluate.run(cfg, ASKING, None, workspace / "index", workspace / out, **inputs)
+    evaluate.run(
+        cfg, ASKING, None, NoEmbedder(kind="none"), workspace / "index", workspace / out, **inputs
+    )
     return workspace / out
 
 
@@ -663,7 +669,8 @@ def test_people_evaluate_from_the_command_line_without_training_anything(workspa
         (workspace / "conf").symlink_to(ROOT / "conf")
         at = "evaluate.endpoints.hosted"
         overrides = ["evaluate=hosted", f"{at}.base_url={server.address}", f"{at}.api_key_env=null"]
-        overrides += ["evaluate.systems=[quote]", "evaluate.similarity=false", "tracking=none"]
+        overrides += ["evaluate.systems=[quote]", "embedder=none", "tracking=none"]
+        overrides += ["answer.search.method=lexical"]
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "stages", "evaluate", *overrides),

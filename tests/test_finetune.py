@@ -38,7 +38,7 @@ from pathlib import Path
 import yaml
 
 places = dict(a[2:].split("=", 1) for a in sys.argv if a.startswith("--") and "=" in a)
-recipe = yaml.safe_load(Path(sys.argv[sys.argv.index("-m", 3) + 2]).read_text())
+recipe = yaml.safe_load(Path(next(a for a in sys.argv if a.endswith(".yaml"))).read_text())
 report = open(os.environ["DOCENT_REPORT"], "a")
 def say(**row):
     report.write(json.dumps(row) + "\\n")

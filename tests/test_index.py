@@ -8,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import index
-from stages.answer.retrieval import Index, build, terms
+from stages.answer.embedding import NoEmbedder
+from stages.answer.lexical import terms
+from stages.answer.retrieval import Index, build
+from stages.answer.vectors import Flat
 from stages.core import store
 from stages.core.errors import PipelineError
 from stages.core.records import Chunk, Reject, identify
 
-CONFIG = index.Config(kind="lexical", k1=1.5, b=0.75, max_reject_rate=0.5)
+CONFIG = index.Config(k1=1.5, b=0.75, store=Flat(kind="flat"), max_reject_rate=0.5)
+WORDS = NoEmbedder(kind="none")
 
 
 def chunk(text, path=(), id=None):
@@ -147,13 +151,13 @@ def test_hits_are_all_that_share_a_term_best_first(tmp_path_factory, bodies, que
 
 def run(tmp_path, chunks, cfg=CONFIG):
     store.write(tmp_path / "retrieval.jsonl", chunks)
-    return index.run(cfg, tmp_path / "retrieval.jsonl", tmp_path / "out"), tmp_path / "out"
+    return index.run(cfg, WORDS, tmp_path / "retrieval.jsonl", tmp_path / "out"), tmp_path / "out"
 
 
 def test_run_indexes_what_has_words_and_counts_the_rest(tmp_path):
     given = [chunk("one"), chunk("two"), chunk("---", id="x"), chunk("two"), chunk("three")]
     metrics, out = run(tmp_path, given)
-    assert metrics == {"num_chunks": 3, "num_rejects": 2, "num_terms": 3}
+    assert metrics == {"num_chunks": 3, "num_rejects": 2, "num_terms": 3, "num_vectors": 0}
     rejects = list(store.read(out / "rejects.jsonl", Reject))
     assert [row.reason for row in rejects] == ["no word to find it by", "its id stands twice"]
 
@@ -164,7 +168,7 @@ def test_too_many_rejects_fail_the_stage_and_so_does_nothing_to_index(tmp_path):
     with pytest.raises(PipelineError, match="nothing to index"):
         run(tmp_path, [])
     with pytest.raises(PipelineError, match=r"nowhere\.jsonl: no such file"):
-        index.run(CONFIG, tmp_path / "nowhere.jsonl", tmp_path)
+        index.run(CONFIG, WORDS, tmp_path / "nowhere.jsonl", tmp_path)
 
 
 def test_the_files_are_arrays_and_json_and_the_order_of_the_chunks_does_not_show(tmp_path):
@@ -183,7 +187,7 @@ def test_the_files_are_arrays_and_json_and_the_order_of_the_chunks_does_not_show
 
 
 def test_a_missing_a_broken_and_a_pickled_index_are_told_in_a_line(tmp_path):
-    with pytest.raises(PipelineError, match=r"index\.json: no such file; `dvc repro` makes it"):
+    with pytest.raises(PipelineError, match=r"chunks\.jsonl: no such file; `dvc repro` makes it"):
         Index.open(tmp_path)
     build([chunk("words")], tmp_path, 1.5, 0.75)
     np.save(tmp_path / "data.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_synthesize_grounding import PARAPHRASED, of_pythons_manual, sections
 
-from stages.answer.retrieval import STOPWORDS
+from stages.answer.lexical import STOPWORDS
 from stages.core.records import identify
 from stages.llm import outline
 from stages.synthesize import leakage

@@ -6,13 +6,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.answer import prompt, retrieval
+from stages.answer import prompt, quoting, retrieval
 from stages.answer.endpoint import Chat
 from stages.core import config
 from stages.core.records import Chunk, Citation, Message, System
 
 
 class Config(config.Base):
+    search: retrieval.Search
+    """How chunks are found."""
     top_k: Annotated[int, Field(gt=0)]
     """How many chunks are retrieved for a question."""
     context_tokens: Annotated[int, Field(ge=64)]
@@ -61,7 +63,7 @@ def ask(
         turns = [Message(role="user", content=turns)]
     question = _query(turns)
     if system == "quote":
-        said = retrieval.quote(index, question, cfg.num_sentences)
+        said = quoting.quote(index, question, cfg.num_sentences)
         return Response(said.text, said.citations, said.hits, 0)
     assert endpoint is not None, f"{system} is a model: it needs an endpoint"
     hits: list[retrieval.Hit] = []
@@ -71,8 +73,9 @@ def ask(
         hits = index.search(question, cfg.top_k)
         if not hits:
             return Response(prompt.NOT_FOUND, (), (), 0)
-        room = cfg.context_tokens - prompt.overhead([hit.chunk for hit in hits])
-        shown = prompt.fit(retrieval.narrow(index, hits, question, room), cfg.context_tokens)
+        near = index.around(hits)
+        room = cfg.context_tokens - prompt.overhead([hit.chunk for hit in near])
+        shown = prompt.fit(quoting.narrow(index, near, question, room), cfg.context_tokens)
         messages = prompt.with_context(turns, shown, cfg.context_tokens)
     completion = endpoint.complete(
         "base" if system.startswith("base") else "tuned",

@@ -73,6 +73,8 @@ class Chunk(Record):
     """The document's address with the nearest anchor."""
     text: str
     num_tokens: int
+    source: str = ""
+    """The document's source, which a search may be kept to."""
 
 
 class Evidence(Record):

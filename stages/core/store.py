@@ -5,6 +5,8 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -53,6 +55,22 @@ def locate(path: str, key: str) -> Path:
         if candidate.exists():
             return candidate
     raise PipelineError(f"{key}: {path!r}: no such file or folder (looked in {root()})")
+
+
+def interpreter(python: str, key: str) -> list[str]:
+    """The command that starts Python in the model environment."""
+    program, *arguments = shlex.split(python)
+    found = shutil.which(program) if "/" not in program else None
+    remedy = "`make setup` builds the model environment"
+    if found is None:
+        try:
+            # Not resolved: a virtual environment's interpreter is a link to the system's.
+            found = str(locate(program, key).absolute())
+        except PipelineError as error:
+            raise PipelineError(f"{error}; {remedy}") from None
+    if not (Path(found).is_file() and os.access(found, os.X_OK)):
+        raise PipelineError(f"{key}: {python!r} is no program; {remedy}")
+    return [found, *arguments]
 
 
 # --- reading and writing -----------------------------------------------------------------------

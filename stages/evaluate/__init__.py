@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from stages import answer as answering
 from stages import llm
+from stages.answer import embedding
 from stages.answer import endpoint as serving
 from stages.answer.retrieval import Index
 from stages.core import config, model, progress, store
@@ -45,11 +46,9 @@ class Config(config.Base):
     refusals: tuple[str, ...]
     """Beginnings of an answer that say that there is none, beside Docent's own sentence."""
     python: str
-    """Interpreter of the model environment, which computes perplexity and similarity."""
+    """Interpreter of the model environment, which computes perplexity."""
     perplexity: bool
     """Whether to measure how likely base and tuned find the references, and a general text."""
-    similarity: bool
-    """Whether to compare the meaning of answer and reference by sentence embeddings."""
     gold: gold_sets.Config
     """Which column is which in the files of people's questions and answers."""
     judge: judge.Config | None
@@ -90,6 +89,7 @@ def run(
     cfg: Config,
     answer: answering.Config,
     model: model.Config,
+    embedder: embedding.Config,
     index: Path,
     out: Path,
     test: Path | None = None,
@@ -110,15 +110,15 @@ def run(
     """
     began = time.monotonic()
     _check_keys(cfg)
-    opened = Index.open(index)
-    by_people = _read_gold(cfg, gold, opened)
-    examples = [*(store.read(test, Example) if test else ()), *by_people.examples]
-    _check_questions(examples, test, gold)
-    shown = list(store.read(validation, Example)) if validation else []
-    shots = asking.shots(shown, cfg.num_shots, answer.context_tokens, cfg.seed)
-    asked = _systems(cfg, endpoint, champion, has_shots=bool(shots))
-    material = Material(opened, store.digest(index), answer, shots)
-    answers, unanswered = asking.ask_all(asked.respondents, examples, material, asked.sources)
+    with Index.open(index, answer.search) as opened:
+        by_people = _read_gold(cfg, gold, opened)
+        examples = [*(store.read(test, Example) if test else ()), *by_people.examples]
+        _check_questions(examples, test, gold)
+        shown = list(store.read(validation, Example)) if validation else []
+        shots = asking.shots(shown, cfg.num_shots, answer.context_tokens, cfg.seed)
+        asked = _systems(cfg, endpoint, champion, has_shots=bool(shots))
+        material = Material(opened, store.digest(index), answer, shots)
+        answers, unanswered = asking.ask_all(asked.respondents, examples, material, asked.sources)
     _check_rejects(cfg, unanswered, len(asked.respondents) * len(examples))
     rows = [*(each.answer for each in answers), *by_people.recorded]
     store.write(out / "answers.jsonl", rows)
@@ -130,9 +130,13 @@ def run(
         served_models(endpoint) if cfg.perplexity and endpoint else {},
         getattr(model, "chat_template", None),
         examples,
-        [(row.answer, row.reference) for row in rows] if cfg.similarity else [],
     )
-    scores = _score(cfg, rows, examples, ways, opened, measured.similarities)
+    scores = _score(cfg, rows, examples, ways, opened)
+    with embedding.open(embedder) as model_of_meaning:
+        if model_of_meaning:
+            pairs = [(row.answer, row.reference) for row in rows]
+            for row, alike in zip(rows, metrics.similarities(model_of_meaning, pairs), strict=True):
+                scores[row.system, row.example_id]["similarity"] = alike
     store.write(out / "scores.jsonl", _score_rows(scores, examples))
     summary = metrics.summarize(list(ways), examples, scores, measured.references)
     store.write_json(out / "metrics.json", summary)
@@ -249,22 +253,17 @@ def _score(
     examples: Sequence[Example],
     ways: Mapping[str, System | None],
     index: Index,
-    similarities: Sequence[float],
 ) -> dict[tuple[str, str], metrics.Figures]:
     """The figures of every answer by system and example."""
     chunks = {chunk.id: chunk for chunk in index.chunks}
     scoring = metrics.Scoring(rouge.Scorer(cfg.stemming), chunks, cfg.refusals)
     by_id = {example.id: example for example in examples}
-    scores = {
+    return {
         (row.system, row.example_id): metrics.score(
             row, by_id[row.example_id], ways[row.system], scoring
         )
         for row in rows
     }
-    if cfg.similarity:
-        for row, similarity in zip(rows, similarities, strict=True):
-            scores[row.system, row.example_id]["similarity"] = similarity
-    return scores
 
 
 def _score_rows(scores: metrics.Scores, examples: Sequence[Example]) -> Iterator[Score]:

@@ -184,7 +184,7 @@ def _restored(value: Mapping[str, object], who: Respondent, example: Example) ->
 
 def _keys(wanted: Sequence[tuple[Respondent, Example]], material: Material) -> list[str]:
     """A key per answer, of all that shapes it: prompts, settings, model, index and our own code."""
-    code = sorted(Path(answering.__file__).parent.glob("*.py"))
+    code = sorted(Path(answering.__file__).parent.rglob("*.py"))
     common = [material.cfg.model_dump(), *map(store.digest, code)]
     shared: dict[Respondent, str] = {}
     for who in {who for who, _ in wanted}:

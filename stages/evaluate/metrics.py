@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, quantiles
 from typing import Any, Protocol, get_args
 
+from stages.answer.embedding import Embedder
 from stages.answer.prompt import NOT_FOUND
 from stages.core.records import Answer, Chunk, Example, System, Track
 from stages.evaluate import neural, rouge
@@ -46,6 +47,22 @@ class Scoring:
     """Of the index, by id."""
     refusals: tuple[str, ...]
     """Beginnings of an answer that say that there is none."""
+
+
+def similarities(embedder: Embedder, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """The cosine of each pair's texts, in -1…1, to four digits.
+
+    A pair of which one text is blank scores 0, and 1 if both are: a vector of nothing means
+    nothing.
+    """
+    texts = sorted({text for pair in pairs for text in pair if text.strip()})
+    vectors = dict(zip(texts, embedder.texts(texts), strict=True))
+    return [
+        round(float(vectors[first] @ vectors[second]), 4) + 0.0
+        if first in vectors and second in vectors
+        else float(first not in vectors and second not in vectors)
+        for first, second in pairs
+    ]
 
 
 def score(answer: Answer, example: Example, way: System | None, scoring: Scoring) -> Figures:

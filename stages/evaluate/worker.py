@@ -1,12 +1,10 @@
-"""A file of texts in, log-likelihoods and similarities on standard output: the neural metrics.
+"""A file of texts in, log-likelihoods on standard output: the neural metrics.
 
 Run in the model environment by its path: `python -P worker.py REQUEST`. The request is what
 neural.py writes; each line of the answer is JSON, {"scores": {key: value}} or {"error": text}.
 Ends when standard input does, whose other end is held by the process that started it.
 """
 
-import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -51,10 +49,6 @@ BATCH_LOGITS = 2**27
 """Numbers in one batch's logits, at most: 512 MB, and as much again for their softmax."""
 WINDOW = 1024
 """Longest window of the general text, in tokens; a model with a shorter context has that."""
-EMBEDDED_TOKENS = 256
-"""What all-MiniLM-L6-v2 reads at once, with [CLS] and [SEP] (its max_seq_length)."""
-TEXTS = 64
-"""Texts that are embedded before the pairs that are complete are told."""
 TELL_S = 0.2
 
 Turns = Sequence[dict[str, str]]
@@ -198,74 +192,12 @@ def likelihoods(request: dict[str, Any], template: str | None) -> Iterator[tuple
         yield key, [round(nats, 3), sum(scored for _, scored in windows)]
 
 
-# --- similarity ----------------------------------------------------------------------------------
-
-
-class Embedder:
-    """all-MiniLM-L6-v2 as sentence-transformers runs it: the mean over tokens, of length 1."""
-
-    def __init__(self, package: str, version: str) -> None:
-        installed = importlib.metadata.version(package)
-        if installed != version:
-            raise ValueError(f"{package} {version} is expected, and {installed} is installed")
-        # Found, not imported: only its data is used.
-        found = importlib.util.find_spec(package.replace("-", "_"))
-        assert found and found.origin
-        folder = Path(found.origin).parent / "model"
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        # In bfloat16 it is twice as fast, and cosines move by .004.
-        self.model = transformers.AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True
-        )
-        self.model.to(self.device).eval()
-
-    def vectors(self, texts: Sequence[str]) -> Tensor:
-        """(texts, 384). A text of more than 256 tokens is read in pieces, and none is left out."""
-        room = EMBEDDED_TOKENS - 2
-        first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        pieces: list[tuple[int, list[int]]] = []
-        for i, text in enumerate(texts):
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            starts = range(0, len(ids) or 1, room)
-            pieces += [(i, [first, *ids[start : start + room], last]) for start in starts]
-        sums = torch.zeros(len(texts), self.model.config.hidden_size, dtype=torch.float64)
-        for group in batches([len(ids) for _, ids in pieces], BATCH_TOKENS):
-            ids, mask = padded([pieces[k][1] for k in group])
-            states = self.model(
-                input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
-            ).last_hidden_state.cpu()  # (pieces, tokens, 384)
-            total = (states * mask[..., None]).sum(1).double()
-            sums.index_add_(0, torch.tensor([pieces[k][0] for k in group]), total)
-        return torch.nn.functional.normalize(sums, dim=-1)
-
-
-def similarities(
-    pairs: dict[str, tuple[str, str]], embedder: dict[str, str]
-) -> Iterator[tuple[str, float]]:
-    """The cosine of each pair's texts by key, to four digits; each text is embedded once."""
-    model = Embedder(**embedder)
-    texts = sorted({text for pair in pairs.values() for text in pair}, key=lambda t: (len(t), t))
-    vectors: dict[str, Tensor] = {}
-    waiting = pairs
-    for start in range(0, len(texts), TEXTS):
-        some = texts[start : start + TEXTS]
-        vectors.update(zip(some, model.vectors(some), strict=True))
-        ready = {key for key, (a, b) in waiting.items() if a in vectors and b in vectors}
-        for key in sorted(ready):
-            a, b = waiting[key]
-            yield key, round(float(vectors[a] @ vectors[b]), 4) + 0.0
-        waiting = {key: pair for key, pair in waiting.items() if key not in ready}
-
-
 # --- the process ---------------------------------------------------------------------------------
 
 
 def scores(request: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for model in request["models"]:
         yield from likelihoods(model, request["template"])
-    if request["pairs"]:
-        yield from similarities(request["pairs"], request["embedder"])
 
 
 def main(path: Path) -> None:

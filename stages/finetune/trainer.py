@@ -5,7 +5,6 @@ import ctypes
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -80,7 +79,7 @@ def axolotl(
     log = store.workspace("logs", f"finetune-{name}.log")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
     arguments = [
-        *interpreter(python),
+        *store.interpreter(python, "finetune.python"),
         *((*torchrun, str(num_processes)) if num_processes > 1 else ()),
         *("-m", module, recipe.name),
         *(f"--{key}={path}" for key, path in sorted(places.items())),
@@ -105,19 +104,6 @@ def axolotl(
 
 
 FIGURES = ("loss", "eval_loss", "learning_rate", "tokens")
-
-
-def interpreter(python: str) -> list[str]:
-    """The command that starts Python in the model environment."""
-    program, *arguments = shlex.split(python)
-    found = shutil.which(program) if "/" not in program else None
-    if found is None:
-        try:
-            # Not resolved: a virtual environment's interpreter is a link to the system's.
-            found = str(store.locate(program, "finetune.python").absolute())
-        except PipelineError as error:
-            raise PipelineError(f"{error}; `make setup` builds the model environment") from None
-    return [found, *arguments]
 
 
 def variables(num_processes: int, offline: bool) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.answer import prompt, retrieval
+from stages.answer import prompt, quoting
 from stages.answer.prompt import NOT_FOUND
 from stages.answer.retrieval import Hit, Index
 from stages.core import config
@@ -78,7 +78,7 @@ def _shown(example: Example, index: Index, asking: Config, absent: bool) -> Sequ
     if not chosen:
         return None
     room = asking.context_tokens - prompt.overhead([hit.chunk for hit in chosen])
-    narrowed = retrieval.narrow(index, chosen, example.question, room)
+    narrowed = quoting.narrow(index, chosen, example.question, room)
     if not absent:
         place = chosen.index(right[0])
         if not _holds(narrowed[place], example.evidence):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash, RMinHashLSH  # type: ignore[import-untyped]
 
-from stages.answer.retrieval import STOPWORDS
+from stages.answer.lexical import STOPWORDS
 from stages.core.records import Example, Reject, identify
 from stages.synthesize import grounding
 from stages.synthesize.partition import NUM_BANDS, NUM_PERMUTATIONS

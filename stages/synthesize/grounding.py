@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
 
+from stages.answer.lexical import STOPWORDS
 from stages.answer.prompt import count
-from stages.answer.retrieval import STOPWORDS, sentences
+from stages.answer.sentences import sentences
 from stages.core.records import Evidence
 
 SUPPORT = 0.35

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from stages.answer.retrieval import STOPWORDS
+from stages.answer.lexical import STOPWORDS
 from stages.core.records import Track
 from stages.synthesize import grounding
 from stages.synthesize.curation import BLOCK, Embed, Row

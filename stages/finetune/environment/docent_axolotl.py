@@ -47,7 +47,6 @@ class Plugin(BasePlugin):  # type: ignore[misc]
             # torchrun does not outlive the stage, nor we torchrun, even when it is killed with -9.
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         refuse_unknown_keys(cfg)
-        save_in_process()
         if not torch.cuda.is_available():
             train_on_cpu(cfg)
 
@@ -57,6 +56,7 @@ class Plugin(BasePlugin):  # type: ignore[misc]
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
         """Report the examples that are too long, which Axolotl is about to drop."""
+        save_in_process()
         datasets = [*cfg.datasets, *(cfg.test_datasets or [])]
         if datasets[0]["type"] != "chat_template" or os.environ.get("RANK", "0") != "0":
             return
