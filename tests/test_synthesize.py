@@ -21,6 +21,7 @@ from hypothesis import settings as timing
 from hypothesis import strategies as st
 
 from stages import llm, synthesize
+from stages.answer import embedding
 from stages.core import config as configuration
 from stages.core import progress, store
 from stages.core.errors import PipelineError
@@ -41,6 +42,7 @@ ROOT = Path(__file__).parent.parent
 SUBJECTS = ("apple", "birch", "cedar", "daisy", "elder", "fern")
 SUBJECTS += ("grape", "hazel", "iris", "jasmine", "kale", "lilac")
 OUTLINE = llm.Outline(kind="outline")
+NO_EMBEDDER = embedding.NoEmbedder(kind="none")
 
 
 PROMPTS = yaml.safe_load((ROOT / "conf/synthesize/prompts/default.yaml").read_text())
@@ -67,6 +69,7 @@ def settings(**changes: Any) -> synthesize.Config:
         "skip_headings": [],
         "skip_text": [],
         "min_chunk_words": 0,
+        "judge_chunks": False,
         "prompts": PROMPTS,
         "shares": SHARES,
         "formats": {},
@@ -76,6 +79,9 @@ def settings(**changes: Any) -> synthesize.Config:
         "min_answer_words": 1,
         "max_evidence_tokens": 60,
         "near_duplicate_threshold": 0.95,
+        "semantic_duplicate_threshold": 0.97,
+        "min_grade": None,
+        "semantic_leak_threshold": 0.95,
         "max_leak_rate": 0.1,
         "max_facts": None,
         "max_facts_per_page": None,
@@ -165,10 +171,16 @@ class Site:
         store.write(folder / "documents.jsonl", documents)
         store.write(folder / "chunks.jsonl", [c for d in documents for c in chunks_of(d)])
 
-    def run(self, teacher: llm.Config = OUTLINE, **changes: Any) -> dict[str, float]:
+    def run(
+        self,
+        teacher: llm.Config = OUTLINE,
+        embedder: embedding.Config = NO_EMBEDDER,
+        **changes: Any,
+    ) -> dict[str, float]:
         return synthesize.run(
             settings(**changes),
             teacher,
+            embedder,
             self.folder / "documents.jsonl",
             self.folder / "chunks.jsonl",
             self.folder / "chunks.jsonl",
@@ -457,9 +469,9 @@ RUN = """
 import sys, pathlib
 from stages import llm, synthesize
 from stages.core import config
-from test_synthesize import settings
+from test_synthesize import NO_EMBEDDER, settings
 folder, out = map(pathlib.Path, sys.argv[1:])
-synthesize.run(settings(), llm.Outline(kind="outline"), folder / "documents.jsonl",
+synthesize.run(settings(), llm.Outline(kind="outline"), NO_EMBEDDER, folder / "documents.jsonl",
     folder / "chunks.jsonl", folder / "chunks.jsonl", folder / "review.jsonl",
     folder / "testset.jsonl", out)
 """

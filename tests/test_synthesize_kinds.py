@@ -3,19 +3,22 @@ the author's own words, preferences; what the outline teacher cannot write, a na
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from chat import Call, config, serving
 from hypothesis import given
 from hypothesis import strategies as st
-from test_synthesize import CONTEXT, ROOT, SHARES, SUBJECTS, Site, page, workspace
+from test_synthesize import CONTEXT, NO_EMBEDDER, ROOT, SHARES, SUBJECTS, Site, page, workspace
 
-from stages.answer import prompt
+from stages import synthesize
+from stages.answer import embedding, prompt
 from stages.answer.prompt import NOT_FOUND
 from stages.core import progress, store
+from stages.core.errors import PipelineError
 from stages.core.records import Preference
 from stages.synthesize import preferences, tasks
 
@@ -116,7 +119,8 @@ def forms(subject: str) -> list[str]:
 def sort_of(body: dict[str, Any]) -> str:
     """Which kind of call the request is, by its schema."""
     schema = body["response_format"]["json_schema"]["schema"]["properties"]
-    for sort, key in (("answerable", "answered"), ("repair", "answer")):
+    keys = {"answered": "answerable", "answer": "repair", "worth": "worth", "grade": "grade"}
+    for key, sort in keys.items():
         if key in schema:
             return sort
     fact = schema["facts"]["items"]["properties"]
@@ -156,6 +160,11 @@ def teacher(call: Call, number: int) -> None:
             call.reply(json.dumps({"facts": [row | {"answer": " ".join(spans)}]}))
         case "unanswerable":
             call.reply(json.dumps({"facts": [{"forms": forms(f"The price of {text[-60:]}")}]}))
+        case "worth":
+            call.reply(json.dumps({"worth": "## Keys of" not in text}))
+        case "grade":
+            grade = 2 if "iris" in text.casefold() else 4
+            call.reply(json.dumps({"reason": "so it seems", "grade": grade}))
         case "answerable":
             known = "apple" in text.partition("Question:")[2]
             call.reply(json.dumps({"answered": known}))
@@ -224,7 +233,7 @@ def test_the_prompt_is_the_one_of_the_configuration_and_names_its_hash(site: Sit
         said = {body["messages"][0]["content"] for body in asked}
     assert said == {"Be a pirate, in 7 ways. $other"}
     one, other = tasks.Prompts(**PROMPTS).hashes, tasks.Prompts(**texts).hashes
-    assert set(one) == {"facts", "multihop", "unanswerable", "answerable", "style"}
+    assert set(one) == {*get_args(tasks.Sort), "answerable", "grade"}
     assert one["style"] != other["style"], "the persona is part of each"
 
 
@@ -259,6 +268,102 @@ def test_chunks_are_left_out_before_any_call(
     left_out = site.reasons()[reason]
     assert left_out == 12
     assert calls == 24 - left_out
+
+
+def test_a_chunk_that_the_teacher_finds_worth_no_question_is_asked_nothing_else(site: Site) -> None:
+    with serving(teacher) as server:
+        site.run(config(server.address), judge_chunks=True)
+        calls = Counter(map(sort_of, server.bodies))
+        facts = [b["messages"][-1]["content"] for b in server.bodies if sort_of(b) == "facts"]
+    assert calls["worth"] == 24
+    assert calls["facts"] == 24 - site.reasons()["not worth questions"] == 12
+    assert not any("## Keys of" in text for text in facts)
+
+
+def test_a_plan_counts_the_calls_that_judge_chunks(site: Site) -> None:
+    from test_synthesize import settings
+
+    for judged in (False, True):
+        planned = synthesize.plan(
+            settings(judge_chunks=judged),
+            config("http://127.0.0.1:9"),
+            site.folder / "documents.jsonl",
+            site.folder / "chunks.jsonl",
+        )
+        assert Counter(task.sort for task in planned)["worth"] == 24 * judged
+
+
+# --- which facts -------------------------------------------------------------------------------
+
+
+def test_a_fact_below_the_least_grade_is_a_reject_with_the_reason_given(site: Site) -> None:
+    with serving(teacher) as server:
+        site.run(config(server.address), min_grade=3)
+    every = [e for part in ("train", "validation", "test") for e in site.examples(part)]
+    graded = [row for row in site.rejects() if row.reason == "graded 2, below min_grade"]
+    assert graded and all("so it seems" in row.detail for row in graded)
+    assert every and not [e for e in every if "iris" in e.question]
+
+
+@pytest.mark.parametrize("said", ["no idea", '{"grade": "best"}', "[]"])
+def test_a_fact_without_a_readable_grade_is_a_counted_reject(site: Site, said: str) -> None:
+    def mute(call: Call, number: int) -> None:
+        body = call.server.bodies[number - 1]
+        if sort_of(body) == "grade" and "apple" in body["messages"][-1]["content"]:
+            call.reply(said)
+        else:
+            teacher(call, number)
+
+    with serving(mute) as server:
+        site.run(config(server.address), min_grade=2)
+    assert site.reasons()["without a grade"] > 0
+
+
+@pytest.fixture
+def minilm(site: Site) -> embedding.Config:
+    """The graph is the checkout's: torch takes seconds to make it anew."""
+    from test_answer_embedding import MINILM
+
+    graphs = ROOT / ".cache/embedders"
+    graphs.mkdir(parents=True, exist_ok=True)
+    Path(".cache").mkdir(exist_ok=True)
+    Path(".cache/embedders").symlink_to(graphs)
+    return MINILM
+
+
+def reworded(call: Call, number: int) -> None:
+    """Says each thing twice, in questions of other words."""
+    text = call.server.bodies[number - 1]["messages"][-1]["content"]
+    said = sentence_of(text)
+    topic = re.findall(r"^Page: The (\w+)", text, re.MULTILINE)[0]
+    topic += " root" if "**" in text else ""
+    asked = (f"What does the manual tell of the {topic}", f"What is said about the {topic} in it")
+    row = {"kind": "factual", "history": [], "answer": said, "evidence": said}
+    call.reply(json.dumps({"facts": [row | {"forms": forms(question)} for question in asked]}))
+
+
+def test_the_same_in_other_words_is_left_out_by_its_meaning(
+    site: Site, minilm: embedding.Config
+) -> None:
+    for embedder, some in ((NO_EMBEDDER, False), (minilm, True)):
+        with serving(reworded) as server:
+            site.run(config(server.address), embedder, semantic_duplicate_threshold=0.8)
+        assert (site.reasons()["semantic duplicate"] > 0) == some
+
+
+def test_a_held_out_question_that_training_gives_away_by_its_meaning_fails_the_stage(
+    site: Site, minilm: embedding.Config
+) -> None:
+    with serving(teacher) as server:
+        site.run(config(server.address), max_leak_rate=0.0)
+        with pytest.raises(PipelineError, match=r"max_leak_rate: 0\.0: .*near in meaning"):
+            site.run(
+                config(server.address),
+                minilm,
+                max_leak_rate=0.0,
+                semantic_duplicate_threshold=1.0,
+                semantic_leak_threshold=0.6,
+            )
 
 
 def test_a_pattern_that_is_none_is_one_line() -> None:

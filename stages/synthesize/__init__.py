@@ -1,161 +1,42 @@
 """Documents and chunks to examples: partitions first, then a teacher's questions with evidence."""
 
-import contextlib
-import re
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Self, get_args
+from typing import get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
-
 from stages import llm
-from stages.answer import prompt, retrieval
+from stages.answer import embedding
 from stages.answer.retrieval import Index
-from stages.core import config, formats, progress, store
+from stages.core import formats, progress, store
 from stages.core.errors import PipelineError
-from stages.core.records import (
-    Assignment,
-    Chunk,
-    Document,
-    Example,
-    Kind,
-    Message,
-    Partition,
-    Reject,
-)
+from stages.core.records import Chunk, Document, Example, Kind, Partition, Reject
 from stages.synthesize import (
+    asking,
     card,
+    choosing,
     context,
-    curation,
     examples,
     facts,
     frozen,
-    leakage,
     partition,
     preferences,
     tasks,
     unanswerable,
 )
 from stages.synthesize.facts import Fact
-from stages.synthesize.tasks import Prompts, Task
+from stages.synthesize.settings import Config
+from stages.synthesize.tasks import Task
 
 __all__ = ["Config", "plan", "run"]
-
-Count = Annotated[int, Field(ge=0)] | None
-Share = Annotated[float, Field(ge=0, le=1)]
-
-K1, B = 1.5, 0.75
-"""Of the index that looks for distractors and similar pages; conf/index has the same at first."""
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise PydanticCustomError(
-            "pattern", "expected a regular expression: {why}", {"why": str(error)}
-        ) from None
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(_compiles)]
-
-
-class Shares(config.Base):
-    """How many examples of each kind."""
-
-    factual: Share
-    """Fraction of the facts of this kind that is kept."""
-    howto: Share
-    """Fraction of the facts of this kind that is kept."""
-    definition: Share
-    """Fraction of the facts of this kind that is kept."""
-    code: Share
-    """Fraction of the facts of this kind that is kept."""
-    dialogue: Share
-    """Fraction of the facts of this kind that is kept."""
-    multihop: Share
-    """Fraction of the chunks that the teacher is asked about with a linked or similar one."""
-    unanswerable: Share
-    """Fraction of the chunks that the teacher writes open questions to, and of the facts on a name
-    that become open questions on an invented one."""
-    style: Share
-    """Fraction of the chunks whose paragraphs become answers as they stand."""
-    raft: Share
-    """Fraction of the trained questions that are also trained with passages in the prompt."""
-    raft_absent: Share
-    """Fraction of those whose passages lack the answer, so that "not in the documents" is right."""
-    preferences: Share
-    """Fraction of the trained facts that also give a pair of a right and a wrong answer."""
-
-
-class Config(config.Base):
-    seed: int
-    """Decides the partitions, the held-out wordings and what is left out above a maximum."""
-    duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
-    """Similarity (Jaccard index of five-word shingles) from which documents share a partition."""
-    validation_share: Annotated[float, Field(ge=0, lt=1)]
-    """Fraction of the clusters of documents that validate the training."""
-    test_share: Annotated[float, Field(ge=0, lt=1)]
-    """Fraction of the clusters of documents that are held out for the test."""
-    skip_headings: tuple[Pattern, ...]
-    """Chunks under such headings are not asked about: regular expressions that search."""
-    skip_text: tuple[Pattern, ...]
-    """Chunks with such text are not asked about: regular expressions that search."""
-    min_chunk_words: Annotated[int, Field(ge=0)]
-    """Shortest chunk that the teacher is asked about, in words."""
-    prompts: Prompts
-    """What the teacher is told."""
-    shares: Shares
-    """How many examples of each kind."""
-    formats: dict[str, formats.Config]
-    """Further formats by name, each written into a folder of its name; empty for none."""
-    context: context.Config
-    """What prompts with passages hold."""
-    num_held_forms: Annotated[int, Field(ge=1, le=len(tasks.FORMS) - 2)]
-    """Wording forms of each kind, of seven, that are kept from training and tested."""
-    max_answer_words: Annotated[int, Field(ge=1)]
-    """Longest answer that is taken from the teacher, in words."""
-    min_answer_words: Annotated[int, Field(ge=1)]
-    """Shortest answer that is kept, in words."""
-    max_evidence_tokens: Annotated[int, Field(ge=20)]
-    """Longest span of evidence, in tokens of cl100k; a longer one is cut to what supports."""
-    near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
-    """Similarity (Jaccard index) from which the second of two facts is left out."""
-    max_leak_rate: Share
-    """Largest fraction of test questions that may leak into train before the stage fails; those
-    that do are left out."""
-    max_facts: Count
-    """Most facts that are trained, over all pages; null is all of them."""
-    max_facts_per_page: Count
-    """Most facts that are taken from one page; null is all of them."""
-    num_validation: Count
-    """Most validation questions; null is all of them."""
-    num_same_fact: Count
-    """Most test questions about trained facts in held-out wordings; null is all of them."""
-    num_held_out: Count
-    """Most test questions about pages that are never trained on; null is all of them."""
-    max_reject_rate: Annotated[float, Field(ge=0, le=1)]
-    """Largest fraction of replies and facts that may be unusable before the stage fails."""
-
-    @model_validator(mode="after")
-    def _shares_leave_room(self) -> Self:
-        if self.validation_share + self.test_share >= 1:
-            raise PydanticCustomError(
-                "shares",
-                "expected validation_share and test_share below 1 in sum, train is the rest",
-            )
-        return self
 
 
 def run(
     cfg: Config,
     teacher: llm.Config,
+    embedder: embedding.Config,
     documents: Path,
     chunks: Path,
     passages: Path,
@@ -186,14 +67,20 @@ def run(
     partitions = {row.document_id: row.partition for row in assignment}
 
     with tempfile.TemporaryDirectory() as folder:
-        index = _index(store.read(passages, Chunk), set(pages), Path(folder) / "all")
+        index = asking.index_of(store.read(passages, Chunk), set(pages), Path(folder) / "all")
         trained = {page for page, part in partitions.items() if part == "train"}
-        trained_index = _index(index.chunks, trained, Path(folder) / "trained")
-    asked, rejects = _tasks(cfg, teacher, pages, partitions, chunks)
-    written, unusable = _ask(cfg, teacher, asked, pages, index, out)
-    written, uncurated = _curate(cfg, written, partitions)
-    rejects += [*unusable, *uncurated]
-    by_partition, left_out = _choose(cfg, written, assignment, learnt)
+        trained_index = asking.index_of(index.chunks, trained, Path(folder) / "trained")
+    usable, rejects = asking.usable(cfg, pages, store.read(chunks, Chunk))
+    with llm.open(teacher) as asked, embedding.open(embedder) as model:
+        embed = model.texts if model else None
+        written, left_out = _written(cfg, teacher, asked, usable, pages, partitions, index, out)
+        written, uncurated = choosing.curate(cfg, written, partitions, embed)
+        rejects += [*left_out, *uncurated]
+        if cfg.min_grade and isinstance(teacher, llm.OpenAI):
+            written, left_out = asking.graded(cfg, asked, written)
+            rejects += left_out
+        _tell_spent(asked.usage)
+    by_partition, left_out = choosing.choose(cfg, written, assignment, learnt)
     texts = [document.text for document in pages.values()]
     for facts_of_part in by_partition.values():
         facts_of_part += unanswerable.invented(
@@ -202,8 +89,9 @@ def run(
     sizes = examples.Sizes(cfg.num_validation, cfg.num_same_fact, cfg.num_held_out)
     composed, unused = examples.compose(by_partition, cfg.seed, cfg.num_held_forms, sizes, kept)
     settled, lost = frozen.settle(kept, pages)
-    reviewed, refused = _review(reviews, composed, {example.id for example in kept}, review)
-    leaking = _leaks(cfg, reviewed, settled)
+    reviewed, refused = choosing.review(reviews, composed, {example.id for example in kept}, review)
+    with embedding.open(embedder) as model:
+        leaking = choosing.leaks(cfg, reviewed, settled, model.texts if model else None)
     reviewed["test"] += settled
     if lost:
         progress.note(
@@ -268,7 +156,7 @@ def run(
 
 
 def plan(cfg: Config, teacher: llm.Config, documents: Path, chunks: Path) -> list[Task]:
-    """The calls that a run would make, without making any."""
+    """The calls that a run would make, without making any; those that judge facts are unknown."""
     pages = {document.id: document for document in store.read(documents, Document)}
     assignment = partition.assign(
         list(pages.values()),
@@ -277,124 +165,42 @@ def plan(cfg: Config, teacher: llm.Config, documents: Path, chunks: Path) -> lis
         cfg.test_share,
         cfg.duplicate_threshold,
     )
-    return _tasks(
-        cfg, teacher, pages, {row.document_id: row.partition for row in assignment}, chunks
-    )[0]
+    partitions = {row.document_id: row.partition for row in assignment}
+    usable, _ = asking.usable(cfg, pages, store.read(chunks, Chunk))
+    return [
+        *(asking.judging(cfg, pages, usable) if _judges_chunks(cfg, teacher) else ()),
+        *asking.planned(cfg, teacher, pages, partitions, usable),
+    ]
 
 
-# --- what the teacher is asked -----------------------------------------------------------------
+def _judges_chunks(cfg: Config, teacher: llm.Config) -> bool:
+    return cfg.judge_chunks and isinstance(teacher, llm.OpenAI)
 
 
-def _index(chunks: Iterator[Chunk] | Sequence[Chunk], pages: Collection[str], out: Path) -> Index:
-    """An index of the chunks of these pages."""
-    out.mkdir()
-    retrieval.build([chunk for chunk in chunks if chunk.document_id in pages], out, K1, B)
-    return Index.open(out)
-
-
-def _tasks(
-    cfg: Config,
-    teacher: llm.Config,
-    pages: Mapping[str, Document],
-    partitions: Mapping[str, Partition],
-    path: Path,
-) -> tuple[list[Task], list[Reject]]:
-    """The calls, and the chunks that none is made for."""
-    texts = {id: document.text.encode() for id, document in pages.items()}
-    headings, text = (list(map(re.compile, of)) for of in (cfg.skip_headings, cfg.skip_text))
-    rejects = []
-    chunks = []
-    for chunk in store.read(path, Chunk):
-        if texts.get(chunk.document_id, b"")[chunk.start : chunk.end] != chunk.text.encode():
-            rejects.append(Reject(id=chunk.id, reason="not the document's text", detail=chunk.url))
-        elif skipped := tasks.unasked(chunk, headings, text, cfg.min_chunk_words):
-            rejects.append(skipped)
-        else:
-            chunks.append(chunk)
-
-    def about(sort: tasks.Sort, chosen: Sequence[Chunk]) -> Iterator[Task]:
-        for chunk in chosen:
-            page = pages[chunk.document_id]
-            yield tasks.of_chunk(sort, page, chunk, cfg.prompts, cfg.max_answer_words)
-
-    asked = list(about("facts", chunks))
-    if isinstance(teacher, llm.OpenAI):  # the outline teacher writes facts only
-        sort: tasks.Sort
-        for sort, fraction in (
-            ("unanswerable", cfg.shares.unanswerable),
-            ("style", cfg.shares.style),
-        ):
-            named = partial(_named, sort)
-            asked += about(sort, tasks.share(chunks, fraction, cfg.seed, named))
-        if cfg.shares.multihop:
-            with tempfile.TemporaryDirectory() as folder:
-                index = _index(chunks, set(pages), Path(folder) / "chunks")
-            groups = list(tasks.linked(chunks, pages, partitions, index))
-            for group in tasks.share(
-                groups, cfg.shares.multihop, cfg.seed, lambda group: [c.id for c in group]
-            ):
-                asked.append(tasks.of_several(pages, group, cfg.prompts, cfg.max_answer_words))
-    return asked, rejects
-
-
-def _named(sort: tasks.Sort, chunk: Chunk) -> list[str]:
-    return [sort, chunk.id]
-
-
-def _ask(
+def _written(
     cfg: Config,
     teacher_cfg: llm.Config,
-    asked: Sequence[Task],
+    teacher: llm.Teacher,
+    chunks: Sequence[Chunk],
     pages: Mapping[str, Document],
+    partitions: Mapping[str, Partition],
     index: Index,
     out: Path,
 ) -> tuple[list[Fact], list[Reject]]:
-    """The teacher's facts, and what gave none."""
-    written: list[Fact] = []
+    """The teacher's facts that their evidence supports, and what was left out for a reason.
+
+    More unusable replies and facts than `max_reject_rate` fail the stage.
+    """
     rejects: list[Reject] = []
-    num_unusable = 0
-    with llm.open(teacher_cfg) as teacher:
-
-        def ask(task: Task) -> llm.Reply | llm.RefusedError:
-            try:
-                return teacher.complete(task.messages, task.schema)
-            except llm.RefusedError as refusal:
-                return refusal
-
-        replies = progress.track(teacher.map(ask, asked), "chunks", len(asked))
-        for task, reply in zip(asked, replies, strict=True):
-            found: list[Fact] = []
-            if isinstance(reply, llm.RefusedError):
-                reason, detail = "refused by the teacher", str(reply)
-                bad = [Reject(id=task.chunks[0].id, reason=reason, detail=detail)]
-            else:
-                found, bad = facts.read(task, reply, cfg.max_answer_words)
-            num_unusable += len(bad)
-            if not found and not bad:
-                url = task.chunks[0].url
-                bad = [Reject(id=task.chunks[0].id, reason=f"no {task.sort}", detail=url)]
-            written += found
-            rejects += bad
-        written, unsupported = _ground(cfg, teacher_cfg, teacher, written, pages)
-        rejects += unsupported
-        open_questions = [fact for fact in written if fact.written.kind == "unanswerable"]
-        answered = _answered(cfg, teacher, open_questions, index)
-        usage = teacher.usage
+    if _judges_chunks(cfg, teacher_cfg):
+        chunks, rejects = asking.worthy(cfg, teacher, pages, chunks)
+    asked = asking.planned(cfg, teacher_cfg, pages, partitions, chunks)
+    written, unusable, num_unusable = asking.written(cfg, teacher, asked)
+    written, unsupported = asking.grounded(cfg, teacher_cfg, teacher, written, pages)
+    open_questions = [fact for fact in written if fact.written.kind == "unanswerable"]
+    answered = asking.answered(cfg, teacher, open_questions, index)
     written = [fact for fact in written if fact.id not in answered]
-    rejects += answered.values()
-    progress.note(
-        f"teacher: {usage.calls} calls made, {usage.cached} taken from the ledger, "
-        f"{usage.prompt_tokens + usage.completion_tokens} tokens, {usage.cost_usd:.4f} USD, "
-        f"{usage.seconds / max(1, usage.calls):.2f} s a call"
-    )
-    tokens = usage.prompt_tokens + usage.completion_tokens
-    # Not metrics of the stage: a rerun pays nothing, and equal runs have equal metrics.
-    progress.step(
-        *(len(asked), len(asked), "chunks"),
-        calls=usage.calls,
-        tokens=tokens,
-        cost_usd=usage.cost_usd,
-    )
+    rejects += [*unusable, *unsupported, *answered.values()]
     if num_unusable > cfg.max_reject_rate * (len(written) + num_unusable):
         store.write(out / "rejects.jsonl", rejects)
         raise PipelineError(
@@ -405,191 +211,16 @@ def _ask(
     return written, rejects
 
 
-def _ground(
-    cfg: Config,
-    teacher_cfg: llm.Config,
-    teacher: llm.Teacher,
-    written: Sequence[Fact],
-    pages: Mapping[str, Document],
-) -> tuple[list[Fact], list[Reject]]:
-    """The facts that their evidence supports, with no more evidence than that takes.
-
-    A language model may put an answer right once; what is wrong after that is left out.
-    """
-
-    def supported(fact: Fact) -> Fact | Reject:
-        found = facts.unsupported(fact, pages[fact.document_id].title)
-        if found and isinstance(teacher_cfg, llm.OpenAI):
-            task = tasks.repair(fact.written.forms[0], fact.written.answer, fact.texts, found)
-            with contextlib.suppress(llm.RefusedError):
-                fact = facts.repaired(fact, teacher.complete(*task), cfg.max_answer_words)
-                found = facts.unsupported(fact, pages[fact.document_id].title)
-        if found:
-            reason = "not supported by its evidence"
-            return Reject(id=fact.id, reason=reason, detail=f"{fact.written.forms[0]}: {found[0]}")
-        return facts.trimmed(fact, cfg.max_evidence_tokens)
-
-    checked = list(teacher.map(supported, written))
-    return (
-        [row for row in checked if isinstance(row, Fact)],
-        [row for row in checked if isinstance(row, Reject)],
+def _tell_spent(usage: llm.Usage) -> None:
+    tokens = usage.prompt_tokens + usage.completion_tokens
+    progress.note(
+        f"teacher: {usage.calls} calls made, {usage.cached} taken from the ledger, "
+        f"{tokens} tokens, {usage.cost_usd:.4f} USD, "
+        f"{usage.seconds / max(1, usage.calls):.2f} s a call"
     )
-
-
-def _curate(
-    cfg: Config, written: Sequence[Fact], partitions: Mapping[str, Partition]
-) -> tuple[list[Fact], list[Reject]]:
-    """The facts that stand on their own and say something new, in their order."""
-    kept: set[str] = set()
-    rejects: list[Reject] = []
-    for part in get_args(Partition):
-        rows = [fact.row for fact in written if partitions[fact.document_id] == part]
-        for step in (
-            partial(curation.sift, min_answer_words=cfg.min_answer_words),
-            partial(curation.near, seed=cfg.seed, threshold=cfg.near_duplicate_threshold),
-        ):
-            rows, left_out = step(rows)
-            rejects += left_out
-        kept |= {row.id for row in rows}
-    assert len(written) == len(kept) + len(rejects)
-    return [fact for fact in written if fact.id in kept], rejects
-
-
-def _leaks(
-    cfg: Config, parts: dict[Partition, list[Example]], settled: Sequence[Example]
-) -> list[Reject]:
-    """Take the test questions that train gives away out of `parts`, as rejects.
-
-    More than `max_leak_rate` of them fail the stage, and so does a leak of a frozen question: those
-    are not exchanged.
-    """
-    test = [*parts["test"], *settled]
-    rows = {
-        track: [curation.pair(e) for e in test if e.track == track and e.kind != "unanswerable"]
-        for track in ("held_out", "same_fact")
-    }
-    train = [curation.pair(e) for e in parts["train"] if e.kind != "unanswerable"]
-    found = leakage.check(train, rows["held_out"], rows["same_fact"])
-    leaking = {leak.test_id: leak for leak in found}
-    fixed = {example.id for example in settled}
-    if len(leaking) > cfg.max_leak_rate * len(test) or leaking.keys() & fixed:
-        raise PipelineError(
-            f"synthesize.max_leak_rate: {cfg.max_leak_rate}: {leakage.tell(found, 5)}; let the "
-            "pages share a partition with a lower duplicate_threshold, or freeze again"
-        )
-    parts["test"] = [example for example in parts["test"] if example.id not in leaking]
-    return [
-        Reject(
-            id=id,
-            reason=f"leaks into train: {leak.kind}",
-            detail=f"{leak.question} ~ {leak.train_id}",
-        )
-        for id, leak in sorted(leaking.items())
-    ]
-
-
-def _answered(
-    cfg: Config, teacher: llm.Teacher, questions: Sequence[Fact], index: Index
-) -> dict[str, Reject]:
-    """The open questions that passages of the documents answer all the same, by the fact's id."""
-
-    def check(fact: Fact) -> bool:
-        question = fact.written.forms[0]
-        chunks = [hit.chunk for hit in index.search(question, ANSWERABLE_CHUNKS)]
-        passages = prompt.with_context([], chunks, ANSWERABLE_TOKENS)[0].content
-        instruction = cfg.prompts.render(cfg.prompts.answerable, cfg.max_answer_words)
-        turns = (
-            Message(role="system", content=instruction),
-            Message(role="user", content=f"{passages}\n\nQuestion: {question}"),
-        )
-        try:
-            reply = teacher.complete(turns, tasks.ANSWERABLE)
-        except llm.RefusedError:
-            return True  # unchecked is not open
-        return not re.search(r'"answered"\s*:\s*false', reply.text)
-
-    verdicts = zip(questions, teacher.map(check, questions), strict=True)
-    return {
-        fact.id: Reject(
-            id=fact.id, reason="unanswerable: answered elsewhere", detail=fact.written.forms[0]
-        )
-        for fact, answered in verdicts
-        if answered
-    }
-
-
-ANSWERABLE_CHUNKS, ANSWERABLE_TOKENS = 5, 3000
-"""What an open question is checked against: the best chunks of all pages, in cl100k tokens."""
-
-
-# --- which of it is kept -----------------------------------------------------------------------
-
-
-def _choose(
-    cfg: Config,
-    written: Sequence[Fact],
-    assignment: Sequence[Assignment],
-    first: Collection[str],
-) -> tuple[dict[Partition, list[Fact]], list[Reject]]:
-    """The facts of each partition, within the maxima; every other one is a reject.
-
-    Those that one of the questions that come `first` asks for are kept before all others.
-    """
-    chosen: dict[Partition, list[Fact]] = {"train": [], "validation": [], "test": []}
-    rejects: list[Reject] = []
-    for row in assignment:
-        of_page = [fact for fact in written if fact.document_id == row.document_id]
-        of_page, left_out = _by_kind(cfg, of_page)
-        rejects += left_out
-        kept, left_out = examples.cap(
-            of_page, cfg.seed, cfg.max_facts_per_page, "over max_facts_per_page", first
-        )
-        chosen[row.partition] += kept
-        rejects += left_out
-    chosen["train"], left_out = examples.cap(
-        chosen["train"], cfg.seed, cfg.max_facts, "over max_facts", first
-    )
-    rejects += left_out
-    assert len(written) == sum(map(len, chosen.values())) + len(rejects)
-    return chosen, rejects
-
-
-def _by_kind(cfg: Config, of_page: Sequence[Fact]) -> tuple[list[Fact], list[Reject]]:
-    """The shares of the kinds that one call writes together."""
-    kept: set[str] = set()
-    for kind in get_args(facts.FactKind):
-        of_kind = [fact for fact in of_page if fact.written.kind == kind]
-        fraction = getattr(cfg.shares, kind) if kind in tasks.KINDS else 1.0
-        lasting = lambda fact: [fact.document_id, fact.written.forms[0]]  # noqa: E731
-        kept |= {fact.id for fact in tasks.share(of_kind, fraction, cfg.seed, lasting)}
-    rejects = [
-        Reject(id=f.id, reason=f"over shares.{f.written.kind}", detail=f.written.forms[0])
-        for f in of_page
-        if f.id not in kept
-    ]
-    return [fact for fact in of_page if fact.id in kept], rejects
-
-
-def _review(
-    reviews: Sequence[examples.Review],
-    composed: dict[Partition, list[Example]],
-    fixed: Collection[str],
-    path: Path,
-) -> tuple[dict[Partition, list[Example]], list[Reject]]:
-    """The examples after people's decisions; those on frozen questions do not count."""
-    if ignored := [row.example_id for row in reviews if row.example_id in fixed]:
-        progress.note(
-            f"{path}: {len(ignored)} decisions are about frozen questions and do not count: "
-            + ", ".join(ignored[:3])
-        )
-    counting = [row for row in reviews if row.example_id not in fixed]
-    reviewed, refused, unknown = examples.apply(counting, composed)
-    if unknown:
-        progress.note(
-            f"{path}: {len(unknown)} decisions name no example of this run: "
-            + ", ".join(unknown[:3])
-        )
-    return reviewed, refused
+    # Not metrics of the stage: a rerun pays nothing, and equal runs have equal metrics.
+    asked = usage.calls + usage.cached
+    progress.step(asked, asked, "calls", calls=usage.calls, tokens=tokens, cost_usd=usage.cost_usd)
 
 
 def _plainest(train: Sequence[Example]) -> list[Example]:

@@ -27,7 +27,7 @@ FORMS = (
 KINDS = ("factual", "howto", "definition", "code", "dialogue")
 """Kinds that one call writes of one chunk."""
 
-Sort = Literal["facts", "multihop", "unanswerable", "style"]
+Sort = Literal["worth", "facts", "multihop", "unanswerable", "style"]
 """Of calls, by what they ask for."""
 
 
@@ -48,6 +48,10 @@ class Prompts(config.Base):
     """For the check whether retrieved passages answer such a question all the same."""
     style: str
     """For questions that a paragraph of the author answers as it stands."""
+    worth: str
+    """For the judgement whether a chunk is worth questions."""
+    grade: str
+    """For the grade of a fact."""
 
     def render(self, text: str, max_answer_words: int) -> str:
         forms = "\n".join(f"  {place}. {form}" for place, form in enumerate(FORMS, 1))
@@ -107,9 +111,13 @@ _FACTS: dict[Sort, dict[str, Any]] = {
     "unanswerable": _object(forms=_list(_TEXT)),
     "style": _object(question=_TEXT, evidence=_TEXT),
 }
-SCHEMAS = {sort: _object(facts=_list(fact)) for sort, fact in _FACTS.items()}
+SCHEMAS: dict[Sort, dict[str, Any]] = {
+    "worth": _object(worth={"type": "boolean"}),
+    **{sort: _object(facts=_list(fact)) for sort, fact in _FACTS.items()},
+}
 ANSWERABLE = _object(answered={"type": "boolean"})
 REPAIRED = _object(answer=_TEXT)
+GRADED = _object(reason=_TEXT, grade={"type": "integer", "enum": [1, 2, 3, 4, 5]})
 
 
 # --- the calls ---------------------------------------------------------------------------------
@@ -167,6 +175,17 @@ def repair(
     )
     turns = (Message(role="system", content=system), Message(role="user", content=text))
     return turns, REPAIRED
+
+
+def grade(
+    question: str, answer: str, evidence: Sequence[str], prompts: Prompts
+) -> tuple[tuple[Message, ...], dict[str, Any]]:
+    """The call that asks for a fact's grade, and the shape of its reply."""
+    text = "\n\n".join(
+        [f"Question: {question}", f"Answer: {answer}", "Evidence:\n" + "\n".join(evidence)]
+    )
+    system = Message(role="system", content=prompts.render(prompts.grade, 0))
+    return (system, Message(role="user", content=text)), GRADED
 
 
 def _instruction(sort: Sort, prompts: Prompts, max_answer_words: int) -> Message:
