@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from stages import finetune
-from stages.core import config, progress, store
+from stages.core import config, formats, progress, store
 from stages.core import model as base
 from stages.core.errors import PipelineError
 from stages.core.records import Assignment, Document, Example, Message, Reject
 from stages.finetune import recipe, scratch, trainer
 
 ROOT = Path(__file__).parents[1]
+PYTHON = str(ROOT / ".venv-model/bin/python")
 TEXT = "# Notes\n\n## alpha\n\nThe alpha setting is the share of rows that are kept.\n" * 5
 
 # A trainer that learns nothing, but speaks and writes like Axolotl under our plugin.
@@ -702,9 +703,105 @@ def test_only_the_first_process_reports(
     assert (tmp_path / "report").read_text() == '{"step": 1}\n'
 
 
+# --- a format as the chat template -------------------------------------------------------------
+
+
+def a_format(kind: str, **changes: Any) -> dict[str, Any]:
+    return section(f"synthesize/formats/{kind}", **changes)
+
+
+@pytest.mark.parametrize("kind", ["alpaca", "completion", "question_answer"])
+def test_a_format_is_the_chat_template_of_training(kind: str) -> None:
+    model = model_config("hub", format=a_format(kind))
+    rendered = recipe.tuning(tuning_config(), model, has_validation=False)
+    template, stop = formats.chat_template(model.format) or ("", "")
+    assert rendered["chat_template_jinja"] == template == model.template
+    assert stop == model.format.stop
+
+
+def test_a_format_beside_a_chat_template_is_an_error_that_names_both() -> None:
+    with pytest.raises(PipelineError, match="expected format or chat_template"):
+        model_config("hub", format=a_format("alpaca"), chat_template="{{ messages }}")
+
+
+def test_a_chat_without_marks_leaves_the_tokenizer_its_template() -> None:
+    assert model_config("hub", format=a_format("chat", stop=None)).template is None
+
+
+def test_a_stop_text_that_does_not_end_the_tokenizers_texts_is_one_line(
+    workspace: Workspace,
+) -> None:
+    cfg, model = tuning_config(python=workspace.trainer()), local_model(Path("m"))
+    Path("m/tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
+    model = model.model_copy(update={"format": formats_of("alpaca", stop="<END>")})
+    said = one_line(workspace, cfg, model)
+    assert said.startswith("model.format.stop: '<END>'") and "'</s>'" in said
+    workspace.run(cfg, model.model_copy(update={"format": formats_of("alpaca", stop="</s>")}))
+
+
+def formats_of(kind: str, **changes: Any) -> Any:
+    return model_config("hub", format=a_format(kind, **changes)).format
+
+
+LABELS = """
+import json, sys
+from axolotl.prompt_strategies.chat_template import load
+from axolotl.utils.dict import DictDefault
+from transformers import AutoTokenizer
+rows, dataset = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+for folder in sys.argv[3:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    cfg = DictDefault(chat_template="tokenizer_default", sequence_len=512, train_on_inputs=False)
+    strategy = load(tokenizer, cfg, ds_cfg=dataset)
+    for row in rows:
+        made = strategy.tokenize_prompt({"messages": row})
+        labels = [id for id in made["labels"] if id != -100]
+        print(json.dumps([tokenizer.decode(made["input_ids"]), tokenizer.decode(labels)]))
+"""
+
+
+@pytest.mark.slow
+def test_axolotl_reads_each_format_as_it_is_written_and_learns_the_answers_alone(
+    workspace: Workspace,
+) -> None:
+    system = Message(role="system", content="Plums are blue.")
+    turns = [
+        Message(role="user", content="What is blue?"),
+        Message(role="assistant", content="A plum."),
+    ]
+    more = [
+        Message(role="user", content="And red?"),
+        Message(role="assistant", content="A cherry."),
+    ]
+    rows = [turns, [system, *turns], [*turns, *more]]
+    kinds = ["chat", "alpaca", "completion", "question_answer"]
+    chosen = {
+        kind: formats_of(kind, **({"stop": "<|e|>"} if kind == "chat" else {})) for kind in kinds
+    }
+    for kind, format in chosen.items():
+        scratch.untrained(
+            model_config(vocab_size=500, format=format.model_dump()), [TEXT], Path(kind)
+        )
+    plain = json.dumps([[turn.model_dump() for turn in row] for row in rows])
+    done = subprocess.run(
+        [PYTHON, "-c", LABELS, plain, json.dumps(recipe.chats("x")), *kinds],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    wanted = [(kind, row) for kind in kinds for row in rows]
+    for (kind, row), (text, learnt) in zip(wanted, made, strict=True):
+        prompt, completion = formats.render(chosen[kind], row)
+        assert text == prompt + completion, kind
+        stop = chosen[kind].stop
+        answers = [turn.content for turn in row if turn.role == "assistant"]
+        assert learnt.replace(" ", "") == "".join(a + stop for a in answers).replace(" ", ""), kind
+
+
 # --- real trainings: Axolotl in the model environment --------------------------------------------
 
-PYTHON = str(ROOT / ".venv-model/bin/python")
 SMALL: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 64,

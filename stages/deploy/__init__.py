@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from stages.core import config, model, progress, store
 from stages.core.errors import PipelineError
-from stages.core.model import Hub, Scratch
+from stages.core.model import Hub, Pretrained, Scratch
 from stages.core.records import Message
 
 __all__ = ["Config", "run"]
@@ -106,7 +106,7 @@ def run(cfg: Config, model: model.Config, weights: Path, out: Path) -> dict[str,
     out.mkdir(parents=True, exist_ok=True)
     workspace = out.resolve().parents[1]
     paths, folders = _places(model, weights, workspace)
-    template = None if isinstance(model, Scratch) else model.chat_template
+    template = model.template if isinstance(model, Pretrained) else None
     models = {
         name: {
             "id": name if cfg.kind == "embedded" else "tgi",
@@ -115,6 +115,12 @@ def run(cfg: Config, model: model.Config, weights: Path, out: Path) -> dict[str,
         }
         for name, folder in folders.items()
     }
+    if model.marks and model.marks[1] not in models["tuned"]["stop"]:
+        ends = " or ".join(map(repr, models["tuned"]["stop"]))
+        raise PipelineError(
+            f"model.format.stop: {model.marks[1]!r}: the tokenizer ends an answer with {ends}: "
+            "set it to that, and train again"
+        )
     written = None
     if template and cfg.kind == "embedded":
         store.write_text(out / "chat_template.jinja", template)
@@ -189,7 +195,7 @@ def describe(folder: Path, template: str | None) -> dict[str, Any]:
     text = chat_template(folder) or template
     if text is None:
         raise PipelineError(
-            f"{folder}: its tokenizer has no chat template; set model.chat_template"
+            f"{folder}: its tokenizer has no chat template; set model.format or model.chat_template"
         )
     return {
         "digest": digest.hexdigest(),

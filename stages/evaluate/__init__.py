@@ -128,7 +128,7 @@ def run(
     measured = neural.measure(
         cfg.python,
         served_models(endpoint) if cfg.perplexity and endpoint else {},
-        getattr(model, "chat_template", None),
+        getattr(model, "template", None),
         examples,
     )
     scores = _score(cfg, rows, examples, ways, opened)

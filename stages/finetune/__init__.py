@@ -148,12 +148,23 @@ def check_local(model: base.Local) -> Path:
                 f"model.path: {model.path!r} has no {' or '.join(names)}: expected a folder that "
                 "save_pretrained() of a model and of its tokenizer wrote"
             )
-    if model.chat_template is None and not has_template(folder):
+    if model.template is None and not has_template(folder):
         raise PipelineError(
             f"model.path: the tokenizer in {model.path!r} carries no chat template: "
-            "set model.chat_template"
+            "set model.format or model.chat_template"
+        )
+    if model.marks and (end := end_token(folder)) != model.marks[1]:
+        raise PipelineError(
+            f"model.format.stop: {model.marks[1]!r}: the tokenizer in {model.path!r} ends a text "
+            f"with {end!r}: set it to that, so that training teaches where an answer ends"
         )
     return folder
+
+
+def end_token(folder: Path) -> str | None:
+    settings = folder / "tokenizer_config.json"
+    found = store.read_json(settings).get("eos_token") if settings.exists() else None
+    return found["content"] if isinstance(found, dict) else found
 
 
 def has_template(folder: Path) -> bool:

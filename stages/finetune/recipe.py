@@ -84,8 +84,8 @@ def tuning(cfg: Config, model: base.Config, has_validation: bool) -> dict[str, A
         recipe |= {"base_model": model.id, "revision_of_model": model.revision}
     if isinstance(model, base.Local):
         recipe["base_model"] = model.path
-    if not isinstance(model, base.Scratch) and model.chat_template is not None:
-        recipe |= {"chat_template": "jinja", "chat_template_jinja": model.chat_template}
+    if isinstance(model, base.Pretrained) and model.template is not None:
+        recipe |= {"chat_template": "jinja", "chat_template_jinja": model.template}
     if isinstance(cfg, Lora):
         recipe |= {"adapter": "lora", "lora_r": cfg.lora_r, "lora_alpha": cfg.lora_alpha}
     if cfg.deepspeed:

@@ -16,7 +16,7 @@ from stages.core.records import identify
 from stages.finetune import recipe, trainer
 
 END, PAD = "<|end|>", "<|pad|>"
-SPECIAL = (PAD, END, "<|system|>", "<|user|>", "<|assistant|>")
+TURNS = ("<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
     "{%- for message in messages -%}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
@@ -88,31 +88,32 @@ def sync(folder: Path) -> None:
 
 def untrained(model: Scratch, texts: Sequence[str], folder: Path) -> None:
     """Write a Hugging Face model folder without weights: Axolotl draws them (`reinit_weights`)."""
-    tokenizer = tokenize(texts, model.vocab_size)
+    template, end = model.marks or (TEMPLATE, END)
+    tokenizer = tokenize(texts, model.vocab_size, end)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     store.write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": END,
+            "eos_token": end,
             "pad_token": PAD,
             "model_max_length": model.context_tokens,
             "clean_up_tokenization_spaces": False,
         },
     )
-    store.write_text(folder / "chat_template.jinja", TEMPLATE)
+    store.write_text(folder / "chat_template.jinja", template)
     store.write_json(folder / "config.json", architecture(model, tokenizer.get_vocab_size()))
 
 
-def tokenize(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+def tokenize(texts: Sequence[str], vocab_size: int, end: str = END) -> Tokenizer:
     """A byte-level BPE tokenizer of these texts; every string has an encoding."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL),
+        special_tokens=[PAD, end, *TURNS],  # numbers 0, 1, …
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -139,8 +140,8 @@ def architecture(model: Scratch, vocab_size: int) -> dict[str, object]:
         "max_position_embeddings": model.context_tokens,
         "tie_word_embeddings": True,
         "bos_token_id": None,
-        "eos_token_id": SPECIAL.index(END),
-        "pad_token_id": SPECIAL.index(PAD),
+        "eos_token_id": 1,
+        "pad_token_id": 0,
         "attention_dropout": 0.0,
         "hidden_act": "silu",
         "initializer_range": 0.02,

@@ -95,8 +95,8 @@ class Config(config.Base):
     """Cosine of their embeddings from which the second of two facts is left out; without an
     embedder nothing is."""
     min_grade: Annotated[int, Field(ge=2, le=5)] | None
-    """Least grade, of 1 to 5, of a fact that is kept, by a teacher that is a language model: one call
-    a fact; null asks for none."""
+    """Least grade, of 1 to 5, of a fact that is kept; a teacher that is a language model gives it,
+    in one call a fact. Null asks for none."""
     semantic_leak_threshold: Annotated[float, Field(gt=0, le=1)]
     """Cosine of their embeddings from which a trained question with its answer gives a held-out one
     away; without an embedder none does."""
