@@ -19,6 +19,7 @@ WHAT = {
     "source": "names the body of documents",
     "crawl": "says how politely and how far a source is fetched",
     "split": "cuts documents into chunks",
+    "embedder": "turns texts into vectors, by which meanings are compared",
     "index": "makes chunks searchable",
     "teacher": "is the model that writes questions and answers",
     "synthesize": "says which examples are made of the chunks",
