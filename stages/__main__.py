@@ -87,6 +87,9 @@ def parser(first: str = "") -> argparse.ArgumentParser:
     search.add_argument("--source", action="append", help="keep to this source; may be repeated")
     search.add_argument("--json", action="store_true", help="print the hits as JSON")
 
+    export = add("export", export_index, "write the index as one JSON file, for serverless use")
+    export.add_argument("file", type=Path, help="JSON")
+
     ask = add("ask", ask_once, "answer one question with its sources (needs `up`, but for quote)")
     ask.add_argument("question")
     _add_system(ask)
@@ -407,6 +410,14 @@ def search_index(parsed: argparse.Namespace) -> None:
         print(f"{hit.score:6.2f}  {' > '.join(hit.chunk.heading_path)}")
         print(f"        {hit.chunk.url}")
         print(f"        {' '.join(hit.chunk.text.split())[:160]}")
+
+
+def export_index(parsed: argparse.Namespace) -> None:
+    from stages.answer.export import export
+
+    num_chunks = export(INDEX, parsed.file)
+    megabytes = parsed.file.stat().st_size / 1e6
+    print(f"{parsed.file}: {num_chunks} chunks with their terms and vectors, {megabytes:.1f} MB")
 
 
 def _search(method: str | None, sources: list[str] | None) -> "Search":

@@ -1,6 +1,10 @@
 """Index: what a chunk is found by, in which order, and files that are only data."""
 
+import base64
+import contextlib
 import json
+from itertools import permutations
+from string import ascii_lowercase
 
 import numpy as np
 import pytest
@@ -8,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import index
+from stages.answer import embedding
 from stages.answer.embedding import NoEmbedder
+from stages.answer.export import export
 from stages.answer.lexical import terms
-from stages.answer.retrieval import Index, build
+from stages.answer.retrieval import LEXICAL, Index, build
 from stages.answer.vectors import Flat
 from stages.core import store
 from stages.core.errors import PipelineError
@@ -200,3 +206,118 @@ def test_a_missing_a_broken_and_a_pickled_index_are_told_in_a_line(tmp_path):
     store.write_json(tmp_path / "vocabulary.json", ["more", "words"])
     with pytest.raises(PipelineError, match="not of one index"):
         Index.open(tmp_path)
+
+
+# --- the index as one file -----------------------------------------------------------------------
+
+
+class Letters:
+    """An embedder without a model: a text's vector is the counts of its letters."""
+
+    identity = "letters"
+    window_tokens = 50
+
+    def texts(self, texts):
+        counts = [
+            [text.lower().count(letter) + 0.01 for letter in ascii_lowercase] for text in texts
+        ]
+        return (np.array(counts) / np.linalg.norm(counts, axis=1)[:, None]).astype(np.float32)
+
+    def question(self, text):
+        return self.texts([text])[0]
+
+
+@pytest.fixture
+def letters(monkeypatch):
+    monkeypatch.setattr(embedding, "open", lambda cfg: contextlib.nullcontext(Letters()))
+
+
+def hybrid(**changes):
+    changes = {
+        "method": "hybrid",
+        "candidates": 20,
+        "rank_constant": 60.0,
+        "dense_weight": 1.0,
+    } | changes
+    return LEXICAL.model_copy(update=changes)
+
+
+def test_the_exported_file_finds_by_itself_what_the_index_finds(tmp_path, letters):
+    words = ("plum", "pear", "apple", "fig", "quince", "cherry")
+    many = [
+        chunk(f"The {a} and the {b} grow. " * 9, (f"On {a}",)) for a, b in permutations(words, 2)
+    ]
+    run(tmp_path, many)
+    assert export(tmp_path / "out", tmp_path / "index.json") == len(many)
+    whole = json.loads((tmp_path / "index.json").read_text())  # from here on without Docent
+    ids = [row["id"] for row in whole["chunks"]]
+    by_words = {}
+    for term in ("plum", "fig"):
+        for place, score in whole["terms"][term]:
+            by_words[ids[place]] = by_words.get(ids[place], 0) + score
+    vectors = np.frombuffer(base64.b64decode(whole["dense"]["vectors"]), "<f2").astype(np.float32)
+    vectors = vectors.reshape(-1, whole["dense"]["dimension"])
+    cosines = vectors @ Letters().question("plum fig")
+    by_meaning = {}
+    for row, cosine in zip(whole["dense"]["rows"], cosines, strict=True):
+        by_meaning[ids[row]] = max(by_meaning.get(ids[row], -1), cosine)
+    with Index.open(tmp_path / "out", hybrid()) as opened:
+        for method, found in (("lexical", by_words), ("dense", by_meaning)):
+            hits = opened.search("plum fig", 10, hybrid(method=method))
+            assert [found[hit.chunk.id] for hit in hits] == pytest.approx(
+                [hit.score for hit in hits], abs=2e-3
+            )
+            assert hits[-1].score == pytest.approx(sorted(found.values())[-10], abs=2e-3)
+
+
+# --- search by meaning ----------------------------------------------------------------------------
+
+
+def test_a_hybrid_search_ranks_first_what_both_searches_rank_first(tmp_path, letters):
+    run(tmp_path, [chunk("zzz plum"), chunk("plum"), chunk("zzzz zz"), chunk("axe")])
+    with Index.open(tmp_path / "out", hybrid()) as opened:
+        hits = opened.search("plum", 4)
+        assert hits[0].chunk.text == "plum" and hits[0].score == pytest.approx(1)
+        assert {hit.chunk.text for hit in hits} >= {"plum", "zzz plum", "axe"}
+
+
+def test_a_long_chunk_is_found_by_its_best_part(tmp_path, letters):
+    long = " ".join(f"Sentence {n} tells of zebras." for n in range(60)) + " Plump plums plummet."
+    metrics, _ = run(tmp_path, [chunk(long), chunk("A sentence tells of plums too.")])
+    assert metrics["num_vectors"] > 5
+    with Index.open(tmp_path / "out", hybrid(method="dense")) as opened:
+        assert opened.search("plump plums plummet", 1)[0].chunk.text == long
+
+
+def test_a_search_may_be_kept_to_some_sources(tmp_path, letters):
+    many = [chunk(f"plum {n}").model_copy(update={"source": f"s{n % 3}"}) for n in range(12)]
+    run(tmp_path, many)
+    for method in ("lexical", "dense", "hybrid"):
+        with Index.open(tmp_path / "out", hybrid(method=method, sources=("s1",))) as opened:
+            hits = opened.search("plum", 12)
+            assert len(hits) == 4 and {hit.chunk.source for hit in hits} == {"s1"}
+
+
+def test_the_neighbours_of_a_hit_are_shown_in_the_order_of_the_page(tmp_path):
+    page = [
+        chunk(text).model_copy(update={"start": 100 * n, "end": 100 * n + len(text)})
+        for n, text in enumerate(("before", "the plum", "after", "far"))
+    ]
+    run(tmp_path, page)
+    with Index.open(tmp_path / "out", LEXICAL.model_copy(update={"neighbours": 1})) as opened:
+        hits = opened.search("plum", 1)
+        assert texts(hits) == ["the plum"]
+        assert texts(opened.around(hits)) == ["before", "the plum", "after"]
+
+
+def test_an_index_without_vectors_says_how_to_get_them(tmp_path):
+    run(tmp_path, [chunk("plum")])
+    with pytest.raises(PipelineError, match=r"has no vectors: build it with an embedder"):
+        Index.open(tmp_path / "out", hybrid())
+
+
+def test_vectors_of_another_model_are_not_searched(tmp_path, letters, monkeypatch):
+    run(tmp_path, [chunk("plum")])
+    monkeypatch.setattr(Letters, "identity", "others")
+    with pytest.raises(PipelineError, match="the embedding model has changed since"):
+        Index.open(tmp_path / "out", hybrid())
