@@ -1,6 +1,7 @@
 """A server on loopback that speaks OpenAI's protocol and bills: its bill is the truth.
 
-`python tests/billing.py --latency 0.5` serves in a process of its own until its input ends.
+It answers one by one (chat and plain completions) and in batches (files and batches), at half the
+price. `python tests/billing.py --latency 0.5` serves in a process of its own until its input ends.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import hashlib
 import itertools
 import json
 import queue
+import random
+import re
 import sys
 import threading
 import time
@@ -19,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stages.llm import wire
+from stages.llm import probe, wire
 
 PROMPT_USD, COMPLETION_USD = 1.0, 2.0  # per million tokens, as tests/chat.py configures
 
@@ -50,11 +53,34 @@ class Item:
     text: str
     prompt_tokens: int
     completion_tokens: int
+    share: float = 1.0
+    """Of the price: less in a batch."""
 
     @property
     def usd(self) -> float:
         spent = self.prompt_tokens * PROMPT_USD + self.completion_tokens * COMPLETION_USD
-        return spent / 1e6
+        return self.share * spent / 1e6
+
+
+Fate = Literal["answer", "refuse", "fail", "expire", "garble", "lose"]
+"""Of a line of a batch: a reply; 400; 500, billed all the same; nothing before the time was up;
+200 with a body that is no completion, billed; a reply that is billed and stands in no file."""
+
+
+@dataclass
+class Job:
+    """A batch."""
+
+    id: str
+    marks: dict[str, str]
+    input_file: str
+    num_calls: int
+    ends_as: str
+    counts: dict[str, int]
+    output: list[bytes]
+    errors: list[bytes]
+    looks_left: int
+    created_at: int
 
 
 @dataclass
@@ -75,6 +101,19 @@ class Settings:
     """Kinds of response_format that shape its replies; others it accepts and ignores."""
     refuses: frozenset[str] = frozenset()
     """Kinds that it answers with 400."""
+    say: Callable[[dict[str, Any]], str] | None = None
+    """The whole text of the reply to a body, in place of all of the above."""
+    finish: Callable[[str], str] = lambda text: "stop"
+    """The finish_reason of a reply."""
+    fate: Callable[[str], Fate] = lambda asked: "answer"
+    """Of a line of a batch, by its last message."""
+    ends_as: Callable[[int, list[str]], str] = lambda number, asked: "completed"
+    """Status of a batch in the end, by its number, from 1, and the last messages of its lines; one
+    that is "full" fails for want of room."""
+    looks: int = 2
+    """Times that a batch is looked at before it has ended."""
+    desk: Callable[[int, str], Act] = lambda number, asked: ANSWER
+    """By the number of the request about files and batches, from 1, and its method and path."""
 
 
 @dataclass
@@ -90,8 +129,11 @@ class Server:
     most: int = 0
     """Requests that it worked on at once."""
     port: int = 0
+    files: dict[str, bytes] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._at_desk = itertools.count(1)
         self._numbers = itertools.count(1)
         self._working = 0
         self._taken = (time.monotonic(), self.settings.per_second or 0.0)
@@ -113,11 +155,16 @@ class Server:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-                path = head[0].split()[1]
+                method, path = head[0].split()[:2]
                 pairs = (line.split(": ", 1) for line in head[1:] if line)
                 headers = {name.lower(): value for name, value in pairs}
-                body = json.loads(await reader.readexactly(int(headers["content-length"])))
+                content = await reader.readexactly(int(headers.get("content-length", 0)))
                 self.heads.append((path, headers))
+                if "/files" in path or "/batches" in path:
+                    if not await self.serve(method, path, headers, content, writer):
+                        break
+                    continue
+                body = json.loads(content)
                 self.bodies.append(body)
                 if not await self.answer(body, writer):
                     break
@@ -183,14 +230,147 @@ class Server:
             return left >= 1
         return True
 
-    def reply(self, body: dict[str, Any], kind: str) -> bytes:
+    # --- batches -------------------------------------------------------------------------------
+
+    async def serve(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        content: bytes,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
+        """Whether the connection goes on."""
+        act = self.settings.desk(next(self._at_desk), f"{method} {path}")
+        if act.kind == "refuse":
+            return await self.refuse(writer, act.status, dict(act.headers))
+        said = self.at_desk(method, path, headers, content)
+        self.seen.put(f"{act.kind} {method} {path}")
+        if act.kind == "hang up":
+            return False
+        whole = _head(200 if said is not None else 404, len(said or b"{}"), {}) + (said or b"{}")
+        if act.kind in ("cut", "half"):
+            whole = whole[: -len(said or b"{}") // 2]
+        writer.write(whole)
+        await writer.drain()
+        if act.kind == "half":
+            await asyncio.sleep(3600)
+        return act.kind != "cut"
+
+    def at_desk(
+        self, method: str, path: str, headers: dict[str, str], content: bytes
+    ) -> bytes | None:
+        route, _, query = path.partition("?")
+        name = route.removesuffix("/content").rpartition("/")[2]
+        if method == "POST" and name == "files":
+            return json.dumps(self.take_file(headers["content-type"], content)).encode()
+        if method == "POST":
+            return json.dumps(self.begin(json.loads(content))).encode()
+        if name == "batches":
+            after = dict(pair.split("=") for pair in query.split("&")).get("after")
+            newest = [self.describe(job) for job in reversed(self.jobs)]
+            first = [row["id"] for row in newest].index(after) + 1 if after else 0
+            page = newest[first : first + 2]  # short ones, so that some are turned over
+            more = first + 2 < len(newest)
+            return json.dumps({"object": "list", "data": page, "has_more": more}).encode()
+        if route.endswith("/content"):
+            return self.files.get(name)
+        job = next((job for job in self.jobs if job.id == name), None)
+        if job is not None:
+            job.looks_left -= 1
+        return None if job is None else json.dumps(self.describe(job)).encode()
+
+    def take_file(self, kind: str, content: bytes) -> dict[str, Any]:
+        mark = b"--" + kind.partition("boundary=")[2].encode()
+        parts = [part.partition(b"\r\n\r\n") for part in content.split(mark)[1:-1]]
+        fields = {re.search(rb'name="(\w+)"', head)[1]: rest[:-2] for head, _, rest in parts}  # type: ignore[index]
+        assert fields[b"purpose"] == b"batch"
+        id = f"file-{len(self.files) + 1}"
+        self.files[id] = fields[b"file"]
+        about = {"bytes": len(fields[b"file"]), "created_at": 1, "filename": "x.jsonl"}
+        return {"id": id, "object": "file", "purpose": "batch", "status": "processed", **about}
+
+    def begin(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A new batch; what it answers is billed at once, and read when it has ended."""
+        rows = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
+        assert body["completion_window"] == "24h"
+        assert len({row["custom_id"] for row in rows}) == len(rows)
+        assert all(row["method"] == "POST" and row["url"] == body["endpoint"] for row in rows)
+        number, asked = len(self.jobs) + 1, [row["body"]["messages"][-1]["content"] for row in rows]
+        ends_as = self.settings.ends_as(number, asked)
+        counts = {"total": len(rows), "completed": 0, "failed": 0}
+        marks, looks = body.get("metadata") or {}, self.settings.looks
+        job = Job(
+            *(f"batch-{number}", marks, body["input_file_id"], len(rows), ends_as, counts),
+            *([], [], looks, int(time.time())),
+        )
+        if ends_as not in ("failed", "full"):
+            for row, message in zip(rows, asked, strict=True):
+                self.work(job, row, self.settings.fate(message))
+        random.Random(number).shuffle(job.output)
+        self.files[f"{job.id}-out"] = b"".join(job.output)
+        self.files[f"{job.id}-err"] = b"".join(job.errors)
+        self.jobs.append(job)
+        return self.describe(job)
+
+    def work(self, job: Job, row: dict[str, Any], fate: Fate) -> None:
+        kind = (row["body"].get("response_format") or {}).get("type", "text")
+        response: dict[str, Any] | None = None
+        error = None
+        if fate in ("answer", "fail", "garble", "lose"):
+            body = json.loads(self.reply(row["body"], kind, share=0.5))
+            response = {"status_code": 200, "request_id": "r", "body": body}
+        if fate == "garble":
+            response = {"status_code": 200, "request_id": "r", "body": {"choices": []}}
+        if fate in ("refuse", "fail"):
+            status = 400 if fate == "refuse" else 500
+            body = {"error": {"message": f"status {status}", "code": None}}
+            response = {"status_code": status, "request_id": "r", "body": body}
+        if fate == "expire":
+            error = {"code": "batch_expired", "message": "not in time"}
+        if fate != "lose":
+            said = {"custom_id": row["custom_id"], "response": response, "error": error}
+            good = fate in ("answer", "garble")
+            job.counts["completed" if good else "failed"] += 1
+            line = json.dumps({"id": "x", **said}, ensure_ascii=False).encode() + b"\n"
+            (job.output if good else job.errors).append(line)
+
+    def describe(self, job: Job) -> dict[str, Any]:
+        has_ended = job.looks_left <= 0
+        status = "in_progress" if job.looks_left < self.settings.looks else "validating"
+        fault = {"code": None, "message": "the file is not right", "line": None, "param": None}
+        if job.ends_as == "full":
+            fault |= {"code": "token_limit_exceeded", "message": "too many tokens wait"}
+        is_bad = has_ended and job.ends_as in ("failed", "full")
+        ended = {
+            "status": "failed" if is_bad else job.ends_as,
+            "output_file_id": f"{job.id}-out" if job.output else None,
+            "error_file_id": f"{job.id}-err" if job.errors else None,
+            "errors": {"object": "list", "data": [fault]} if is_bad else None,
+        }
+        return {
+            "id": job.id,
+            "object": "batch",
+            "endpoint": "/v1/chat/completions",
+            "input_file_id": job.input_file,
+            "completion_window": "24h",
+            "created_at": job.created_at,
+            "metadata": job.marks,
+            "request_counts": job.counts,
+            "status": status,
+            **(ended if has_ended else {}),
+        }
+
+    def reply(self, body: dict[str, Any], kind: str, share: float = 1.0) -> bytes:
         """A completion, and its line on the bill."""
         is_chat = "messages" in body
         turns = (
             [message["content"] for message in body["messages"]] if is_chat else [body["prompt"]]
         )
         text = self.settings.text(turns[-1])
-        if kind in self.settings.heeds:
+        if self.settings.say is not None and not probe.is_asked(body):
+            text = self.settings.say(body)
+        elif kind in self.settings.heeds:
             text = json.dumps(_object(body["response_format"]) or {"answer": text})
         words = text.split(" ")
         while body.get("max_tokens") and self.settings.tokens(text) > body["max_tokens"]:
@@ -198,7 +378,7 @@ class Server:
             text = " ".join(words)
         asked = hashlib.sha256(json.dumps(turns).encode()).hexdigest()
         prompt_tokens = sum(self.settings.tokens(turn) + 4 for turn in turns) + 3
-        item = Item(asked, text, prompt_tokens, self.settings.tokens(text))
+        item = Item(asked, text, prompt_tokens, self.settings.tokens(text), share)
         self.bill.append(item)
         said = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
         reply: dict[str, Any] = {
@@ -206,7 +386,7 @@ class Server:
             "object": "chat.completion" if is_chat else "text_completion",
             "created": 1,
             "model": body["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", **said}],
+            "choices": [{"index": 0, "finish_reason": self.settings.finish(text), **said}],
         }
         if self.settings.says_usage:
             tokens = (item.prompt_tokens, item.completion_tokens)

@@ -10,13 +10,14 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import billing
 import pytest
 from billing import ANSWER, Act
-from chat import config
+from chat import config, serving, steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -156,12 +157,15 @@ def test_what_was_paid_on_one_machine_is_not_paid_on_another(
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
 )
 
 
 @settings(deadline=None, max_examples=10)  # each makes two ledgers
-@given(st.lists(st.dictionaries(st.text(), JSON), max_size=5, unique_by=ledger.canonical))
+@given(
+    st.lists(st.dictionaries(st.text(), JSON, max_size=4), max_size=4, unique_by=ledger.canonical)
+)
 def test_export_and_import_keep_every_call(requests: list[dict[str, Any]]) -> None:
     for name in ("a.db", "b.db", "out.jsonl", "back.jsonl"):
         for path in Path().glob(f"{name}*"):
@@ -223,13 +227,13 @@ CONCURRENCY = 4
 
 CHILD = """
 import os, signal, sys
-from chat import config
+from chat import config, serving, steps
 from stages import llm
 from stages.core.records import Message
 from stages.llm import connection, ledger
 
 address, point, due, num_rows, concurrency = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-connect, insert, post = ledger._connect, ledger.Ledger._insert, connection.Server.post
+connect, insert, post = ledger.connect, ledger.Ledger._insert, connection.Server.post
 
 def here(name):
     global due
@@ -251,7 +255,7 @@ def posting(self, *more):
     here("before it is sent")
     return post(self, *more)
 
-ledger._connect, ledger.Ledger._insert, connection.Server.post = connecting, inserting, posting
+ledger.connect, ledger.Ledger._insert, connection.Server.post = connecting, inserting, posting
 cfg = config(address, concurrency=concurrency, timeout_s=60.0)
 with llm.open(cfg) as teacher:
     def ask(row):
@@ -286,22 +290,29 @@ def child(address: str, point: str, due: int, num_rows: int) -> "subprocess.Pope
     )
 
 
-@pytest.mark.parametrize(
-    "num_kills, num_rows", [(3, 40), pytest.param(24, 200, marks=pytest.mark.slow)]
-)
-def test_a_killed_run_loses_no_stored_reply_and_repeats_at_most_the_calls_in_flight(
-    workspace: Path, num_kills: int, num_rows: int
-) -> None:
+@dataclass(frozen=True)
+class Killed:
+    kills: dict[str, int]
+    """By the point where they struck."""
+    lost: int
+    """Stored replies that were gone later, or asked for again."""
+    most_repeated: int
+    """Calls of one killed run whose reply was not stored."""
+    stored: int
+    duplicates: int
+
+
+def killed(workspace: Path, num_kills: int, num_rows: int) -> Killed:
+    """Runs that are killed one after the other, and one that ends."""
     chance = random.Random(num_kills)
     half_at: set[int] = set()
 
     def script(number: int, body: dict[str, Any]) -> Act:
         return Act("half") if number in half_at else ANSWER
 
-    def asked_since(number: int) -> list[str]:
-        return [body["messages"][0]["content"] for body in server.bodies[number:]]
-
     kept: set[str] = set()
+    lost = most_repeated = 0
+    kills: Counter[str] = Counter()
     with billing.serving(script=script) as server:
         for kill in range(num_kills):
             point = POINTS[(kill + 1) % len(POINTS)]
@@ -313,17 +324,48 @@ def test_a_killed_run_loses_no_stored_reply_and_repeats_at_most_the_calls_in_fli
                     pass
                 process.kill()
             process.communicate()
-            assert process.returncode == -signal.SIGKILL
-            asked, now_kept = asked_since(before), stored(workspace)
-            assert kept <= now_kept, "a stored reply is lost"
-            assert not kept & set(asked), "a stored reply was asked for again"
-            assert max(Counter(asked).values(), default=0) <= 1
-            assert len(set(asked) - now_kept) <= CONCURRENCY, "more is lost than was in flight"
+            kills[point] += process.returncode == -signal.SIGKILL
+            asked = Counter(body["messages"][0]["content"] for body in server.bodies[before:])
+            now_kept = stored(workspace)
+            lost += len(kept - now_kept) + len(kept & asked.keys())
+            assert max(asked.values(), default=0) <= 1
+            most_repeated = max(most_repeated, len(asked.keys() - now_kept))
             kept = now_kept
         half_at = set()
         assert 0 < len(kept) < num_rows
         for num_left in (num_rows - len(kept), 0):
             process = child(server.address, "never", 0, num_rows)
             assert process.communicate()[0] == f"{num_left}\n"
-        assert len(stored(workspace)) == num_rows
-        assert server.duplicates <= num_kills * CONCURRENCY
+        return Killed(dict(kills), lost, most_repeated, len(stored(workspace)), server.duplicates)
+
+
+@pytest.mark.parametrize(
+    "num_kills, num_rows", [(3, 40), pytest.param(24, 200, marks=pytest.mark.slow)]
+)
+def test_a_killed_run_loses_no_stored_reply_and_repeats_at_most_the_calls_in_flight(
+    workspace: Path, num_kills: int, num_rows: int
+) -> None:
+    found = killed(workspace, num_kills, num_rows)
+    assert sum(found.kills.values()) == num_kills
+    assert found.lost == 0
+    assert found.most_repeated <= CONCURRENCY
+    assert found.stored == num_rows
+    assert found.duplicates <= num_kills * CONCURRENCY
+
+
+# --- what JSON can say and a file cannot -------------------------------------------------------
+
+
+def test_half_a_surrogate_pair_and_counts_beyond_all_bounds_are_stored_all_the_same() -> None:
+    reply = {
+        "choices": [{"message": {"content": "a \ud800 b"}, "finish_reason": "stop\udfff"}],
+        "usage": {"prompt_tokens": 10**30, "completion_tokens": 1},
+    }
+    answer = json.dumps(reply).encode()
+    with serving(steps(lambda call: call.send(200, answer))) as server:
+        with llm.open(config(server.address)) as teacher:
+            teacher.complete((Message(role="user", content="?"),), None)
+        with llm.open(config(server.address)) as teacher:
+            found = teacher.complete((Message(role="user", content="?"),), None)
+    assert (found.text, found.finish_reason, found.cached) == ("a ? b", "stop?", True)
+    assert found.prompt_tokens == 9

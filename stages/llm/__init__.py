@@ -10,16 +10,27 @@ import openai
 
 from stages.core import store
 from stages.core.records import Message
-from stages.llm import budget, connection, ledger, outline, wire
+from stages.llm import batches, budget, connection, ledger, outline
 from stages.llm.budget import Forecast, Prices, Terms
 from stages.llm.connection import Server
 from stages.llm.ledger import Imported
+from stages.llm.orders import Orders
 from stages.llm.retries import Retries
-from stages.llm.settings import Config, OpenAI, Outline, api_key, longest_reply, public
+from stages.llm.settings import (
+    PATHS,
+    Batch,
+    Config,
+    OpenAI,
+    Outline,
+    api_key,
+    longest_reply,
+    public,
+)
 from stages.llm.teacher import RefusedError, Reply, Settings, Teacher, Usage
 from stages.llm.wire import Target
 
 __all__ = [
+    "Batch",
     "Config",
     "Forecast",
     "Imported",
@@ -54,7 +65,7 @@ def open(cfg: Config, section: str = "teacher") -> Iterator["Teacher"]:
                         http_client=httpx2.Client(transport=outline.Transport()),
                         max_retries=0,
                     ),
-                    wire.PATHS["chat"],
+                    PATHS["chat"],
                     60,
                 ),
                 target=_target(cfg),
@@ -68,7 +79,7 @@ def open(cfg: Config, section: str = "teacher") -> Iterator["Teacher"]:
             settings = Settings(
                 server=Server(
                     connection.client(cfg, api_key(cfg, section)),
-                    wire.PATHS[cfg.api],
+                    PATHS[cfg.api],
                     cfg.timeout_s,
                 ),
                 target=_target(cfg),
@@ -82,9 +93,12 @@ def open(cfg: Config, section: str = "teacher") -> Iterator["Teacher"]:
                 requests_per_minute=cfg.requests_per_minute,
                 tokens_per_minute=cfg.tokens_per_minute,
                 max_cost_usd=cfg.max_cost_usd,
+                batches=batches.Settings(cfg.batch_route, cfg.batch_requests, cfg.batch_poll_s)
+                if isinstance(cfg, Batch)
+                else None,
             )
-    with _ledger() as calls:
-        teacher = Teacher(settings, calls)
+    with _ledger() as calls, contextlib.closing(Orders(calls.path)) as orders:
+        teacher = Teacher(settings, calls, orders)
         try:
             yield teacher
         finally:
@@ -145,4 +159,5 @@ def _terms(cfg: Config) -> Terms:
         cfg.completion_tokens_guess,
         longest_reply(cfg.max_tokens, cfg.extra_body),
         needs_probe=cfg.response_format != "text",
+        share=cfg.batch_price_share if isinstance(cfg, Batch) else 1.0,
     )

@@ -32,6 +32,10 @@ class Prices:
 class SpentError(Exception):
     """The next attempt could pass the cap, and none is under way that may turn out cheaper."""
 
+    def __init__(self, most_usd: float) -> None:
+        super().__init__(most_usd)
+        self.most_usd = most_usd
+
 
 class Budget:
     """Keeps what is paid within a cap; threads share it.
@@ -52,17 +56,21 @@ class Budget:
         """What was paid, where it is not known at most."""
         return self._paid
 
+    def has_room(self, most_usd: float) -> bool:
+        """Whether so much may be paid now."""
+        return self._paid + sum(self._reserved) + most_usd <= self._cap
+
     def reserve(self, most_usd: float) -> None:
         """Wait until so much may be paid.
 
         SpentError where it may not, though nothing is reserved; StoppedError after `stop`.
         """
         with self._changed:
-            while self._paid + sum(self._reserved) + most_usd > self._cap:
+            while not self.has_room(most_usd):
                 if self._stopped:
                     raise StoppedError
                 if not self._reserved:
-                    raise SpentError
+                    raise SpentError(most_usd)
                 self._changed.wait()
             self._reserved.append(most_usd)
 
@@ -95,7 +103,8 @@ class Forecast:
     cost_usd: float
     """Of the calls; each attempt that brings no reply may add to it."""
     worst_usd: float | None
-    """The same with every reply as long as it may be; None where nothing bounds a reply."""
+    """The same with every reply as long as it may be, and no batch; None where nothing bounds a
+    reply."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,8 @@ class Terms:
     longest: int | None
     """Most tokens of a reply."""
     needs_probe: bool
+    share: float = 1.0
+    """Of the prices, what a call costs that was foreseen and goes into a batch."""
 
 
 def forecast(
@@ -176,6 +187,6 @@ def forecast(
         cached=num_cached,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        cost_usd=round(prices.cost(prompt_tokens, completion_tokens), 9),
+        cost_usd=round(terms.share * prices.cost(prompt_tokens, completion_tokens), 9),
         worst_usd=None if worst is None else round(worst, 9),
     )

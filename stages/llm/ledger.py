@@ -5,7 +5,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,6 +72,11 @@ class _Row:
     woken: threading.Event = field(default_factory=threading.Event)
 
 
+def _row(key: str, request: str, entry: Entry, cost_usd: float, seconds: float) -> _Row:
+    said = (entry.text, entry.finish_reason, entry.prompt_tokens, entry.completion_tokens)
+    return _Row((key, request, *said, cost_usd, seconds, time.time()))
+
+
 @dataclass(eq=False)
 class _Queue:
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -89,13 +94,11 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._reading, self._writing = threading.Lock(), threading.Lock()
         self._queue = _Queue()
         try:
-            self._file = _connect(path)
-            self._file.execute("PRAGMA journal_mode=WAL")
-            self._file.execute("PRAGMA synchronous=FULL")  # a paid reply survives a power cut
+            self._file = connect(path)
             self._file.execute(
                 "CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, request TEXT NOT NULL,"
                 " text TEXT NOT NULL, finish_reason TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,"
@@ -107,9 +110,9 @@ class Ledger:
                 " STRICT"
             )
             # A reader of its own: in WAL mode it does not wait for a commit.
-            self._reader = _connect(path)
+            self._reader = connect(path)
         except sqlite3.DatabaseError as error:
-            raise self._unusable(error) from None
+            raise unusable(path, error) from None
 
     def find(self, key: str) -> Entry | None:
         with self._reading:
@@ -125,13 +128,21 @@ class Ledger:
 
         `request` is canonical, and `key` is its own.
         """
-        said = (entry.text, entry.finish_reason, entry.prompt_tokens, entry.completion_tokens)
-        row = _Row((key, request, *said, cost_usd, seconds, time.time()))
+        row = _row(key, request, entry, cost_usd, seconds)
         with self._queue.lock:
             self._queue.rows.append(row)
         while not self._is_kept(row):
             pass
         return entry if row.first else (self.find(key) or entry)
+
+    def store_all(self, replies: Sequence[tuple[str, str, Entry, float]]) -> list[bool]:
+        """Keep replies of a batch, by key, request, entry and cost, in one commit.
+
+        Whether each is the first to its request. How long one took, nobody says: 0 s are kept.
+        """
+        rows = [_row(*reply, seconds=0.0) for reply in replies]
+        self._insert_now(rows)
+        return [row.first is True for row in rows]
 
     def _is_kept(self, row: _Row) -> bool:
         """Commit what waits, or wait for the thread that does and wakes those that it took along.
@@ -154,10 +165,7 @@ class Ledger:
         with self._queue.lock:
             rows, self._queue.rows = self._queue.rows, []
         try:
-            with self._writing:
-                self._insert(rows)
-        except sqlite3.DatabaseError as error:
-            raise self._unusable(error) from None
+            self._insert_now(rows)
         finally:
             with self._queue.lock:
                 self._queue.rows[:0] = [row for row in rows if row.first is None]
@@ -165,6 +173,13 @@ class Ledger:
                 heirs = self._queue.rows[-1:]
             for row in (*rows, *heirs):
                 row.woken.set()
+
+    def _insert_now(self, rows: list[_Row]) -> None:
+        with self._writing:
+            try:
+                self._insert(rows)
+            except sqlite3.DatabaseError as error:
+                raise unusable(self.path, error) from None
 
     def _insert(self, rows: list[_Row]) -> None:
         """All of them or none."""
@@ -226,11 +241,7 @@ class Ledger:
         PipelineError names file and line of the first one that is no call of a ledger.
         """
         rows = [_Row((*values, time.time())) for values in _calls(path)]
-        with self._writing:
-            try:
-                self._insert(rows)
-            except sqlite3.DatabaseError as error:
-                raise self._unusable(error) from None
+        self._insert_now(rows)
         new = sum(row.first is True for row in rows)
         return Imported(new, len(rows) - new)
 
@@ -238,15 +249,20 @@ class Ledger:
         self._reader.close()
         self._file.close()
 
-    def _unusable(self, error: sqlite3.DatabaseError) -> PipelineError:
-        return PipelineError(
-            f"{self._path}: {' '.join(str(error).split())}: expected a call ledger that can be "
-            "written: make room on the disk, or move the file away if it is another's"
-        )
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection whose commits reach the disk: what is paid for survives a power cut."""
+    file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+    file.execute("PRAGMA journal_mode=WAL")
+    file.execute("PRAGMA synchronous=FULL")
+    return file
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+def unusable(path: Path, error: sqlite3.DatabaseError) -> PipelineError:
+    return PipelineError(
+        f"{path}: {' '.join(str(error).split())}: expected a call ledger that can be written: "
+        "make room on the disk, or move the file away if it is another's"
+    )
 
 
 def _calls(path: Path) -> Iterator[tuple[str | float, ...]]:

@@ -43,9 +43,19 @@ def may_be_billed(error: BaseException) -> bool:
     for it may have got lost on the way.
     """
     if isinstance(error, openai.APIStatusError):
-        return error.status_code >= 500 and error.status_code != 503
+        return not is_unpaid(error.status_code)
     unsent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
     return not isinstance(error.__cause__, unsent)
+
+
+def is_unpaid(status: object) -> bool:
+    """Whether a status says that nothing was made."""
+    return isinstance(status, int) and (400 <= status < 500 or status == 503)
+
+
+def is_refusal(status: object) -> bool:
+    """Whether a status says that the endpoint will never answer this request."""
+    return status in (400, 413, 422)
 
 
 def pause(error: BaseException | None, attempt: int, retries: Retries) -> float:

@@ -1,7 +1,7 @@
 """The settings of a teacher, and the key that stands in the environment only."""
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -12,6 +12,10 @@ from stages.core.errors import PipelineError
 
 Form = Literal["json_schema", "json_value", "json_object", "text"]
 """How a reply's shape is asked for; each but the last is a kind of `response_format`."""
+
+
+PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+"""Of an api, below the base address."""
 
 
 class Outline(config.Base):
@@ -97,7 +101,33 @@ class OpenAI(config.Base):
         return cap
 
 
-Config = Annotated[Outline | OpenAI, Field(discriminator="kind")]
+class Batch(OpenAI):
+    """A model whose calls go into batches, each answered within a day and for less, through the
+    files and batches routes of an OpenAI-compatible address. What a batch leaves out, and calls
+    that hang on replies, go one by one as where kind is openai, at the full price."""
+
+    kind: Literal["openai_batch"]  # type: ignore[assignment]
+    batch_route: str
+    """Route that a batch and its lines name, such as /v1/chat/completions."""
+    batch_price_share: Annotated[float, Field(ge=0, le=1)]
+    """Price of a call in a batch, as a share of the prices above."""
+    batch_requests: Annotated[int, Field(ge=1, le=50_000)]
+    """Most calls of one batch; fewer where the endpoint limits the tokens that wait in batches."""
+    batch_poll_s: Annotated[float, Field(gt=0)]
+    """Time between two looks at how far the batches are, in seconds."""
+
+    @field_validator("batch_route")
+    @classmethod
+    def _is_of_the_api(cls, route: str, info: ValidationInfo) -> str:
+        path = PATHS.get(info.data.get("api", ""), "")
+        if not route.endswith(path) or (route.endswith(PATHS["chat"]) and path != PATHS["chat"]):
+            raise PydanticCustomError(
+                "route", "expected a route that ends as api says, in {path}", {"path": path}
+            )
+        return route
+
+
+Config = Annotated[Outline | OpenAI | Batch, Field(discriminator="kind")]
 
 
 def longest_reply(max_tokens: int | None, extra_body: dict[str, Any]) -> int | None:
@@ -108,7 +138,14 @@ def longest_reply(max_tokens: int | None, extra_body: dict[str, Any]) -> int | N
     return None if most is None else int(most) * int(num)
 
 
-def api_key(cfg: OpenAI, section: str = "teacher") -> str:
+class Keyed(Protocol):
+    """Settings of an endpoint that may want a key."""
+
+    @property
+    def api_key_env(self) -> str | None: ...
+
+
+def api_key(cfg: Keyed, section: str = "teacher") -> str:
     """The API key from the environment; PipelineError where it is not set."""
     if cfg.api_key_env is None:
         return "none"  # the SDK wants one

@@ -13,10 +13,12 @@ import tenacity
 from stages.core import progress
 from stages.core.errors import PipelineError
 from stages.core.records import Message
-from stages.llm import ledger, probe, retries, wire
+from stages.llm import batches as batching
+from stages.llm import ledger, lines, probe, retries, wire
 from stages.llm.budget import Budget, SpentError, Terms
 from stages.llm.connection import Server
 from stages.llm.limits import Gate, LateError, StoppedError
+from stages.llm.orders import Orders
 from stages.llm.retries import Retries
 from stages.llm.settings import Form
 from stages.llm.wire import NotAReplyError, Target
@@ -44,7 +46,7 @@ class Reply:
     finish_reason: str = "stop"
     """`length` where the model was cut off."""
     cost_usd: float = 0.0
-    """By the configured prices, paid now or when it was first asked."""
+    """By the configured prices of a call on its own, paid now or when it was first asked."""
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Settings:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_cost_usd: float | None = None
+    batches: batching.Settings | None = None
 
 
 @dataclass
@@ -100,7 +103,7 @@ class _Call:
 class Teacher:
     """A model that answers; threads may share it."""
 
-    def __init__(self, settings: Settings, calls: ledger.Ledger) -> None:
+    def __init__(self, settings: Settings, calls: ledger.Ledger, orders: Orders) -> None:
         self._settings = settings
         self._ledger = calls
         self._gate = Gate(
@@ -117,6 +120,51 @@ class Teacher:
         self._failure: BaseException | None = None
         self._in_flight: dict[str, threading.Lock] = {}
         self.usage = Usage()
+        self._fetched: set[str] = set()
+        self._batches: batching.Batches | None = None
+        if settings.batches is not None:
+            self._batches = batching.Batches(
+                settings.batches,
+                settings.server,
+                settings.retries,
+                settings.terms,
+                self._budget,
+                calls,
+                orders,
+                self._stop,
+                f"{settings.section} at {settings.address}",
+                self._fetch,
+                self._lose,
+            )
+
+    def prefetch(self, requests: Iterable[tuple[Sequence[Message], dict[str, Any] | None]]) -> None:
+        """Ask for all these in batches, where the settings say so, and wait for their replies.
+
+        `complete` then finds them in the ledger, raises the refusals, and asks for what a batch
+        left out; without batches it asks for all. PipelineError as there.
+        """
+        if self._batches is None:
+            return
+        wanted = {}
+        for messages, schema in requests:
+            request = wire.request(self._settings.target, messages, schema)
+            wanted[ledger.key(request)] = request
+        try:
+            self._batches.fetch(wanted, self._line)
+        except SpentError as error:
+            raise self._spent(error) from None
+
+    def _line(self, key: str, request: dict[str, Any]) -> lines.Line:
+        settings = self._settings
+        assert settings.batches is not None
+        form = settings.target.form if request["schema"] is None else self._heeded_form()
+        body = wire.body(settings.target, request, form)
+        text, most_usd = ledger.canonical(request), settings.terms.share * self._most_usd(body)
+        return lines.write(key, text, settings.batches.route, body, most_usd)
+
+    def _fetch(self, key: str, entry: ledger.Entry, cost_usd: float) -> None:
+        self._fetched.add(key)
+        self._count(entry, cost_usd, 0.0, calls=1)
 
     def complete(self, messages: Sequence[Message], schema: dict[str, Any] | None) -> Reply:
         """The reply to the messages, as JSON of the schema where one is given.
@@ -130,18 +178,20 @@ class Teacher:
             same = self._in_flight.setdefault(key, threading.Lock())
         with same:  # a second thread with the same request waits for the first one's reply
             entry = self._ledger.find(key)
-            cached = entry is not None
+            cached = entry is not None and key not in self._fetched
             if entry is None:
+                if self._batches and key in self._batches.refused:
+                    raise RefusedError(self._batches.refused[key])
                 form = self._settings.target.form if schema is None else self._heeded_form()
                 text = ledger.canonical(request)
 
                 def keep(entry: ledger.Entry, seconds: float) -> ledger.Entry:
                     kept = self._ledger.store(key, text, entry, self._cost(entry), seconds)
-                    self._count(entry, seconds, calls=1)
+                    self._count(entry, self._cost(entry), seconds, calls=1)
                     return kept
 
                 entry = self._ask(request, form, keep)
-            else:
+            elif cached:
                 with self._lock:
                     self.usage.cached += 1
         return Reply(
@@ -210,15 +260,15 @@ class Teacher:
         try:
             return attempts(self._attempt, call, keep)
         except openai.APIStatusError as error:
-            if error.status_code in (400, 413, 422):
+            if retries.is_refusal(error.status_code):
                 raise RefusedError(f"{error.status_code}: {_one_line(error.message)}") from None
             raise self._failed(call, f"{error.status_code}: {error.message}", error) from None
         except (openai.APIError, NotAReplyError) as error:
             raise self._failed(call, f"{type(error).__name__}: {error}", error) from None
         except LateError as error:
             raise self._failed(call, "too many calls at once", error) from None
-        except SpentError:
-            raise self._spent(call) from None
+        except SpentError as error:
+            raise self._spent(error) from None
 
     def _attempt(self, call: _Call, keep: Keep) -> ledger.Entry:
         self._budget.reserve(call.most_usd)
@@ -250,8 +300,7 @@ class Teacher:
                 self._gate.turned_away(ticket)
             if not retries.may_be_billed(error):
                 call.paid_usd = 0.0
-            with self._lock:
-                self.usage.doubtful_usd += call.paid_usd
+            self._lose(call.paid_usd)
             raise
         finally:
             self._gate.leave(ticket)
@@ -293,13 +342,19 @@ class Teacher:
     def _cost(self, entry: ledger.Entry) -> float:
         return self._settings.terms.prices.cost(entry.prompt_tokens, entry.completion_tokens)
 
-    def _count(self, entry: ledger.Entry, seconds: float, calls: int = 0, probes: int = 0) -> None:
+    def _lose(self, most_usd: float) -> None:
+        with self._lock:
+            self.usage.doubtful_usd += most_usd
+
+    def _count(
+        self, entry: ledger.Entry, cost_usd: float, seconds: float, calls: int = 0, probes: int = 0
+    ) -> None:
         with self._lock:
             self.usage.calls += calls
             self.usage.probes += probes
             self.usage.prompt_tokens += entry.prompt_tokens
             self.usage.completion_tokens += entry.completion_tokens
-            self.usage.cost_usd += self._cost(entry)
+            self.usage.cost_usd += cost_usd
             self.usage.seconds += seconds
 
     # --- the shape of replies ------------------------------------------------------------------
@@ -324,7 +379,7 @@ class Teacher:
 
     def _probe(self, form: Form) -> Form:
         def keep(entry: ledger.Entry, seconds: float) -> ledger.Entry:
-            self._count(entry, seconds, probes=1)
+            self._count(entry, self._cost(entry), seconds, probes=1)
             return entry
 
         while form != "text":
@@ -352,11 +407,11 @@ class Teacher:
             "are kept"
         )
 
-    def _spent(self, call: _Call) -> PipelineError:
+    def _spent(self, error: SpentError) -> PipelineError:
         key = f"{self._settings.section}.max_cost_usd"
         return PipelineError(
             f"{key}: {self._settings.max_cost_usd}: {self._budget.paid_usd:.6f} USD are spent, and "
-            f"the next call may cost {call.most_usd:.6f}: {self.usage.calls} replies of this run "
+            f"the next call may cost {error.most_usd:.6f}: {self.usage.calls} replies of this run "
             f"are kept and not paid for again; raise {key} and run again"
         )
 

@@ -12,12 +12,14 @@ from stages.core.records import Message
 from stages.llm.ledger import Entry
 from stages.llm.settings import Form
 
-PATHS = {"chat": "/chat/completions", "completions": "/completions"}
-
 MESSAGE_TOKENS = 4
 """What a chat template puts around a message, as OpenAI counts it; a little more for the reply."""
 TEMPLATE_TOKENS = 256
 """Above what any template in use adds of its own, such as a default system prompt or a date."""
+
+
+MOST_TOKENS = 1 << 40
+"""Of which a usage may speak: a higher count is a fault of the server, and no column holds any."""
 
 
 class NotAReplyError(Exception):
@@ -119,11 +121,22 @@ def read(content: bytes, request: dict[str, Any]) -> Said:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         head = " ".join(content[:800].decode(errors="replace").split())[:200]
         raise NotAReplyError(f"no chat completion: {head}") from None
-    text = text or ""
-    if type(prompt) is int and type(completion) is int and min(prompt, completion) >= 0:
-        return Said(Entry(text, finish_reason, prompt, completion), is_billed=True)
+    text = _storable(text or "")
+    finish_reason = _storable(finish_reason)
+    if (tokens := _count_of(prompt)) is not None and (written := _count_of(completion)) is not None:
+        return Said(Entry(text, finish_reason, tokens, written), is_billed=True)
     entry = Entry(text, finish_reason, prompt_tokens(request), count(text))
     return Said(entry, is_billed=False)
+
+
+def _count_of(said: object) -> int | None:
+    """What a usage says, if that can be a number of tokens."""
+    return said if type(said) is int and 0 <= said <= MOST_TOKENS else None
+
+
+def _storable(text: str) -> str:
+    """The text with half a surrogate pair, which JSON may escape and UTF-8 cannot write, as `?`."""
+    return text.encode(errors="replace").decode()
 
 
 # --- tokens ------------------------------------------------------------------------------------

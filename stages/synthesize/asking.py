@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stages import llm
 from stages.answer import prompt, retrieval
@@ -69,6 +70,7 @@ def worthy(
             return True
         return not re.search(r'"worth"\s*:\s*false', reply.text)
 
+    teacher.prefetch((task.messages, task.schema) for task in asked)
     verdicts = progress.track(teacher.map(judge, asked), "judged chunks", len(asked))
     kept, rejects = [], []
     for chunk, worth in zip(chunks, verdicts, strict=True):
@@ -137,6 +139,7 @@ def written(
         except llm.RefusedError as refusal:
             return refusal
 
+    teacher.prefetch((task.messages, task.schema) for task in asked)
     replies = progress.track(teacher.map(ask, asked), "chunks", len(asked))
     for task, reply in zip(asked, replies, strict=True):
         of_task: list[Fact] = []
@@ -192,10 +195,14 @@ def graded(
     assert cfg.min_grade
     least: int = cfg.min_grade
 
-    def grade(fact: Fact) -> Fact | Reject:
+    def call(fact: Fact) -> tuple[tuple[Message, ...], dict[str, Any]]:
         question, answer = fact.written.forms[0], fact.written.answer
+        return tasks.grade(question, answer, fact.texts, cfg.prompts)
+
+    def grade(fact: Fact) -> Fact | Reject:
+        question = fact.written.forms[0]
         try:
-            reply = teacher.complete(*tasks.grade(question, answer, fact.texts, cfg.prompts))
+            reply = teacher.complete(*call(fact))
             said = json.loads(reply.text)
             mark, why = int(said["grade"]), str(said.get("reason", ""))
         except llm.RefusedError as refusal:
@@ -207,6 +214,7 @@ def graded(
             return Reject(id=fact.id, reason=reason, detail=f"{question}: {why}")
         return fact
 
+    teacher.prefetch(map(call, chosen))
     marked = list(progress.track(teacher.map(grade, chosen), "graded facts", len(chosen)))
     return (
         [row for row in marked if isinstance(row, Fact)],

@@ -89,8 +89,11 @@ def choose(
     """
     chosen: dict[Partition, list[Fact]] = {"train": [], "validation": [], "test": []}
     rejects: list[Reject] = []
+    by_page: dict[str, list[Fact]] = {}
+    for fact in written:
+        by_page.setdefault(fact.document_id, []).append(fact)
     for row in assignment:
-        of_page = [fact for fact in written if fact.document_id == row.document_id]
+        of_page = by_page.get(row.document_id, [])
         of_page, left_out = _by_kind(cfg, of_page)
         rejects += left_out
         kept, left_out = examples.cap(

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from stages.answer.prompt import NOT_FOUND
 from stages.core.records import Chunk, Evidence, Reject, identify
@@ -18,10 +18,19 @@ FactKind = Literal[
 ]
 
 
+def _is_text(said: str) -> str:
+    said.encode()  # raises a ValueError for half a surrogate pair, which JSON may escape
+    return said
+
+
+Form = Annotated[str, AfterValidator(_is_text)]
+Text = Annotated[Form, Field(min_length=1)]
+
+
 class Turn(BaseModel):
-    question: Annotated[str, Field(min_length=1)]
-    answer: Annotated[str, Field(min_length=1)]
-    evidence: Annotated[str, Field(min_length=1)]
+    question: Text
+    answer: Text
+    evidence: Text
 
 
 class Written(BaseModel):
@@ -29,9 +38,9 @@ class Written(BaseModel):
 
     kind: FactKind
     history: tuple[Turn, ...] = ()
-    forms: Annotated[tuple[str, ...], Field(min_length=1)]
-    answer: Annotated[str, Field(min_length=1)]
-    evidence: tuple[Annotated[str, Field(min_length=1)], ...]
+    forms: Annotated[tuple[Form, ...], Field(min_length=1)]
+    answer: Text
+    evidence: tuple[Text, ...]
     """Passages that support the answer; of the task's chunks in their order."""
 
 
@@ -101,7 +110,8 @@ def repaired(fact: Fact, reply: Reply, max_answer_words: int) -> Fact:
     """The fact with the answer of the reply, if it has one that is short enough."""
     try:
         answer = json.loads(reply.text[reply.text.find("{") : reply.text.rfind("}") + 1])["answer"]
-    except (json.JSONDecodeError, LookupError, TypeError):
+        _is_text(answer)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return fact
     if not isinstance(answer, str) or not 0 < len(answer.split()) <= max_answer_words:
         return fact
@@ -136,7 +146,7 @@ def _rows(text: str) -> list[Any] | None:
     for candidate in (text, text[start:end], text[bare[0] : bare[1]]):
         try:
             value = json.loads(candidate)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # a number too long, brackets too deep
             continue
         rows = value.get("facts") if isinstance(value, dict) else value
         if isinstance(rows, list):

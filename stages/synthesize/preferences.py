@@ -1,5 +1,6 @@
 """Right answers → pairs of the right answer and one that is wrong in one way."""
 
+import bisect
 import re
 from collections.abc import Sequence
 
@@ -16,14 +17,18 @@ def pairs(examples: Sequence[Example], seed: int) -> list[Preference]:
     Which of those that go is chosen by the example's id, so that an edit elsewhere changes none.
     """
     made = []
-    by_kind: dict[str, list[str]] = {}
+    by_kind: dict[str, set[str]] = {}
     for example in examples:
-        by_kind.setdefault(example.kind, []).append(example.answer)
+        by_kind.setdefault(example.kind, set()).add(example.answer)
+    rings = {
+        kind: sorted((identify(seed, answer), answer) for answer in answers)
+        for kind, answers in by_kind.items()
+    }
     for example in examples:
         wrong = [
             *_other_number(example.answer),
             *_opposite(example.answer),
-            *_another(example, by_kind[example.kind], seed),
+            *_another(example, rings[example.kind], seed),
         ]
         if wrong:
             said = min(wrong, key=lambda answer: identify(seed, example.id, answer))
@@ -46,6 +51,8 @@ def _opposite(answer: str) -> list[str]:
     return []
 
 
-def _another(example: Example, answers: Sequence[str], seed: int) -> list[str]:
-    others = [answer for answer in answers if answer != example.answer]
-    return [min(others, key=lambda answer: identify(seed, example.id, answer))] if others else []
+def _another(example: Example, ring: Sequence[tuple[str, str]], seed: int) -> list[str]:
+    """The answer whose hash comes next after the example's: an edit elsewhere seldom changes it."""
+    at = bisect.bisect(ring, (identify(seed, example.id), ""))
+    following = [answer for _, answer in (*ring[at : at + 2], *ring[:2])]
+    return [answer for answer in following if answer != example.answer][:1]
