@@ -110,7 +110,7 @@ def test_the_floors_hold():
 
 def test_a_planted_import_of_a_sibling_breaks_the_floors(tmp_path):
     subprocess.run(["cp", "-r", ROOT / "stages", ROOT / "pyproject.toml", tmp_path], check=True)
-    planted = tmp_path / "stages" / "split.py"
+    planted = tmp_path / "stages" / "split" / "__init__.py"
     planted.write_text(planted.read_text() + "\nfrom stages import crawl  # noqa\n")
     done = subprocess.run(
         [Path(sys.executable).parent / "lint-imports"], cwd=tmp_path, capture_output=True, text=True

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from rs_bpe.bpe import openai  # type: ignore[import-not-found]
 
+from stages.core import fences
 from stages.core.records import Chunk, Message
 
 NOT_FOUND = "That is not in the documents."
@@ -66,7 +67,7 @@ def shorten(chunk: Chunk, tokens: int) -> Chunk:
 
 
 def excerpt(chunk: Chunk, first: int, last: int) -> Chunk:
-    """The chunk with only the characters first:last of its text, and their span."""
+    """The chunk with only the characters first:last of its text, their span and their fence."""
     text = chunk.text[first:last]
     start = chunk.start + len(chunk.text[:first].encode())
     return chunk.model_copy(
@@ -75,6 +76,7 @@ def excerpt(chunk: Chunk, first: int, last: int) -> Chunk:
             "end": start + len(text.encode()),
             "text": text,
             "num_tokens": count(text),
+            "fence": fences.after(chunk.text[:first], chunk.fence),
         }
     )
 
@@ -91,8 +93,10 @@ def _counter() -> Callable[[str], int]:
 
 
 def _render(chunks: Sequence[Chunk]) -> str:
+    # A fence cut at a chunk's end would make code of the passages after it.
     passages = [
-        f"[{number}] {' > '.join(chunk.heading_path)}".rstrip() + f"\n{chunk.text}"
+        f"[{number}] {' > '.join(chunk.heading_path)}".rstrip()
+        + f"\n{fences.mend(chunk.text, chunk.fence)}"
         for number, chunk in enumerate(chunks, 1)
     ]
     return "\n\n".join([INSTRUCTION, *passages])

@@ -75,6 +75,8 @@ class Chunk(Record):
     num_tokens: int
     source: str = ""
     """The document's source, which a search may be kept to."""
+    fence: str = ""
+    """The opening line of the code fence that the text begins in; empty outside of one."""
 
 
 class Evidence(Record):
