@@ -61,7 +61,7 @@ check: setup ## lint, formatting, types, floors
 	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo
 
 test: setup check ## all checks and the tests, under ten minutes on two cores
-	@python -m pytest -m "not slow" -n 2 --dist loadfile
+	@python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup check ## the long tests too: real trainings, many kills
 	@python -m pytest

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from stages import answer
 from stages.answer import prompt
 from stages.answer.endpoint import Endpoint
-from stages.answer.quoting import narrow, quote
-from stages.answer.retrieval import LEXICAL, Index, build
+from stages.answer.quoting import narrow, quote, support
+from stages.answer.retrieval import LEXICAL, Hit, Index, build
 from stages.answer.sentences import sentences
 from stages.core.records import Chunk, Message, identify
 
@@ -212,6 +212,37 @@ def test_a_word_that_only_a_far_heading_has_is_no_reason_to_quote_nothing(indexe
     said = quote(index, "ants", 1)
     assert said.text == prompt.NOT_FOUND  # a heading alone says nothing
     assert len(said.hits) == 1
+
+
+SHARE = st.floats(0, 1)
+HITS = st.lists(
+    st.builds(Hit, st.just(1.0), st.just(chunk("Ants.")), SHARE, st.none() | st.floats(-1, 1)),
+    max_size=3,
+)
+
+
+def test_what_shares_too_little_with_the_question_is_not_quoted(tmp_path):
+    ants = "Ants dig deep tunnels in soft soil."
+    build([chunk(ants), chunk("Bees fly."), chunk("Cows eat grass.")], tmp_path, 1.5, 0.75)
+    for least, question, said in (
+        (0.0, "Do ants collect aphids, mushrooms or honey?", ants),
+        (0.25, "Do ants collect aphids, mushrooms or honey?", prompt.NOT_FOUND),
+        (0.25, "Do ants dig tunnels?", ants),
+        (1.0, "Do ants dig tunnels?", prompt.NOT_FOUND),
+    ):
+        index = Index.open(tmp_path, LEXICAL.model_copy(update={"min_support": least}))
+        found = quote(index, question, 1)
+        assert found.text == said
+        assert bool(found.citations) == (said == ants)
+        assert len(found.hits) == 1  # which are shown either way
+
+
+@given(HITS, HITS)
+def test_support_is_a_share_that_further_hits_of_the_search_do_not_lower(hits, more):
+    assert 0 <= support(hits) <= 1
+    assert support([]) == 0
+    if any(hit.cosine is not None for hit in hits):
+        assert support([*hits, *more]) >= support(hits)
 
 
 @settings(deadline=None, max_examples=60)

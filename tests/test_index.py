@@ -15,7 +15,7 @@ from stages import index
 from stages.answer import embedding
 from stages.answer.embedding import NoEmbedder
 from stages.answer.export import export
-from stages.answer.lexical import terms
+from stages.answer.lexical import indexed_terms, terms, unlinked
 from stages.answer.retrieval import LEXICAL, Index, build
 from stages.answer.vectors import Flat
 from stages.core import store
@@ -94,6 +94,28 @@ def test_any_text_has_terms_that_are_lowercase_and_have_no_blanks(text):
         assert term == term.lower()
 
 
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("See [`a`](https://x.org/a_(b)#c), then.", "See [`a`], then."),
+        ('[a](/b "A title") and ![c](./d.png)', "[a] and ![c]"),
+        ("[a](#b)[c](../d?e=f) <mailto:g@h.org>", "[a][c] <mailto:g@h.org>"),
+        ("rows[0](x) and [a] (b) and [c](d e)", "rows[0](x) and [a] (b) and [c](d e)"),
+    ],
+)
+def test_a_link_is_read_without_its_address_and_code_as_it_is(text, without):
+    assert unlinked(text) == without
+    assert list(indexed_terms(chunk(text))) == list(terms(without))
+
+
+@settings(deadline=None)
+@given(st.text('ab[]()/ \n"', max_size=60))
+def test_any_text_keeps_all_that_is_outside_of_addresses(text):
+    kept = iter(text)
+    assert all(letter in kept for letter in unlinked(text))  # in order, none added
+    assert "](" in text or unlinked(text) == text
+
+
 # --- search --------------------------------------------------------------------------------------
 
 
@@ -150,6 +172,17 @@ def test_hits_are_all_that_share_a_term_best_first(tmp_path_factory, bodies, que
     assert set(texts(hits)) <= set(sharing)
     assert [(-h.score, h.chunk.id) for h in hits] == sorted((-h.score, h.chunk.id) for h in hits)
     assert hits == Index.open(folder).search(query, 99)[:k]
+    assert all(0 < hit.words < 1 and hit.cosine is None for hit in hits)
+
+
+def test_a_hit_tells_how_much_of_the_question_its_words_have(indexed):
+    found = indexed(chunk("Ants dig."), chunk("Ants."), chunk("Bees fly."))
+    [whole] = found.search("ants dig", 1)
+    [half] = found.search("ants sing", 1)
+    assert half.words < whole.words < 1
+    assert found.search("ants ants", 1)[0].words == found.search("ants", 1)[0].words
+    for polite in ("Please explain: do ants dig?", "Hi! I need to know: ants, dig. Thanks."):
+        assert found.search(polite, 1)[0].words == whole.words
 
 
 # --- run and files -------------------------------------------------------------------------------
@@ -287,6 +320,25 @@ def test_a_long_chunk_is_found_by_its_best_part(tmp_path, letters):
     assert metrics["num_vectors"] > 5
     with Index.open(tmp_path / "out", hybrid(method="dense")) as opened:
         assert opened.search("plump plums plummet", 1)[0].chunk.text == long
+
+
+def test_a_hit_by_meaning_has_the_cosine_of_its_best_part(tmp_path, letters):
+    run(tmp_path, [chunk("plum [a](https://zzz.org/zzzz)"), chunk("axe")])
+    for method, cosine in (("dense", 1), ("hybrid", 1), ("lexical", None)):
+        with Index.open(tmp_path / "out", hybrid(method=method)) as opened:
+            [hit] = opened.search("plum [a]", 1)
+            assert hit.cosine == (cosine and pytest.approx(cosine, abs=1e-3))
+            assert hit.words > 0
+
+
+def test_of_a_long_chunk_the_part_with_most_of_the_question_is_reranked(indexed):
+    filler = " ".join(f"Sentence {n} says nothing." for n in range(40))
+    long = chunk(f"{filler} Plums are [ripe](https://x.org/r). {filler}", ("Fruit",))
+    found = indexed(long, chunk("Pears are green."))
+    passage = found.passage("When are plums ripe?", long, 60)
+    assert passage.startswith("Fruit\n") and "Plums are [ripe]." in passage
+    assert len(passage) < len(long.text) / 4
+    assert "Sentence 0 " in found.passage("of the", long, 60)  # the first of equals
 
 
 def test_a_search_may_be_kept_to_some_sources(tmp_path, letters):

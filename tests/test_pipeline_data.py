@@ -3,17 +3,24 @@ no model. The tests share one project and run in order.
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
-from test_pipeline import ROOT, edit, project, ran, sh
+from dag import ROOT, copy_of_the_tree, edit, ran, sh
 
 from stages import pipeline
 from stages.core.errors import PipelineError
 
-assert project  # the fixture: a project of this module's own
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project in which nothing has run."""
+    folder = copy_of_the_tree(tmp_path_factory.mktemp("data"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- before anything runs ----------------------------------------------------------------------
@@ -30,7 +37,7 @@ assert project  # the fixture: a project of this module's own
             "split.methd=x",
             "split.methd: unknown key (did you mean method?): expected one of method",
         ),
-        ("split.method=x", "conf: split.method: 'x': expected 'recursive' or 'markdown'"),
+        ("split.method=x", "conf: split.method: 'x': expected 'recursive', 'markdown' or 'code'"),
         ("finetune.learning_rate=fast", "conf: finetune.learning_rate: 'fast': input should be"),
         ("spilt=recursive", "spilt: unknown key (did you mean split?)"),
         ("experiment=nope", "experiment=nope: no such option: expected one of python_docs, quick"),

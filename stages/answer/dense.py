@@ -10,7 +10,7 @@ import numpy as np
 
 from stages.answer import embedding, prompt, vectors
 from stages.answer.embedding import Embedder
-from stages.answer.lexical import load_array
+from stages.answer.lexical import load_array, unlinked
 from stages.answer.sentences import sentences
 from stages.answer.vectors import Vectors
 from stages.core import config, store
@@ -33,12 +33,13 @@ def build(
     with embedding.open(embedder_cfg) as embedder:
         if embedder is None:
             return 0
-        parts = [(row, part) for row, c in enumerate(ordered) for part in _parts(c, embedder)]
-        found = embedder.texts([part for _, part in parts])
+        tokens = embedder.window_tokens
+        cut = [(row, part) for row, c in enumerate(ordered) for part in parts(c, tokens)]
+        found = embedder.texts([part for _, part in cut])
         identity = embedder.identity
-    rows = np.array([row for row, _ in parts], np.int32)
+    rows = np.array([row for row, _ in cut], np.int32)
     labels = [ordered[row].source for row in rows]
-    digest = identify(identity, [part for _, part in parts], rows.tolist(), labels)
+    digest = identify(identity, [part for _, part in cut], rows.tolist(), labels)
     about = {
         "embedder": embedder_cfg.model_dump(),
         "identity": identity,
@@ -53,18 +54,21 @@ def build(
     return len(rows)
 
 
-def _parts(chunk: Chunk, embedder: Embedder) -> Iterator[str]:
-    """The chunk in parts of whole sentences under its headings: what has a vector each."""
+def parts(chunk: Chunk, tokens: int) -> Iterator[str]:
+    """The chunk in parts of whole sentences under its headings: what has a vector each.
+
+    A part has at most so many tokens (as cl100k counts them), unless one sentence has more.
+    """
     head = " > ".join(chunk.heading_path)
-    room = max(16, embedder.window_tokens - prompt.count(head))
-    part, tokens = "", 0
-    for text in _pieces(chunk.text):
+    room = max(16, tokens - prompt.count(head))
+    part, used = "", 0
+    for text in _pieces(unlinked(chunk.text)):
         more = prompt.count(text)
-        if part and tokens + more > room:
+        if part and used + more > room:
             yield f"{head}\n{part}".strip()
-            part, tokens = "", 0
+            part, used = "", 0
         part += text
-        tokens += more
+        used += more
     yield f"{head}\n{part}".strip()
 
 

@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,20 @@ class Lexical:
 
     def scores(self, text: str) -> np.ndarray:
         """BM25 of the text's terms in each chunk, (chunk,); 0 where it shares none."""
-        known = [self.numbers[term] for term in dict.fromkeys(terms(text)) if term in self.numbers]
+        return self._scores(dict.fromkeys(terms(text)))
+
+    def shares(self, text: str) -> np.ndarray:
+        """BM25 of each chunk as a share of the most that these terms could have: (chunk,), 0…1.
+
+        A term that no chunk has weighs as if one had. REQUESTS count where there is nothing else.
+        """
+        asked = dict.fromkeys(terms(text))
+        asked = {term: None for term in asked if term not in REQUESTS} or asked
+        most = math.fsum(self.weight(term) or self.highest_weight for term in asked)
+        return self._scores(asked) / (most or 1.0)
+
+    def _scores(self, asked: Iterable[str]) -> np.ndarray:
+        known = [self.numbers[term] for term in asked if term in self.numbers]
         if not known:
             return np.zeros(self.num_chunks, np.float32)
         scores: np.ndarray = self.scorer.get_scores_from_ids(known)
@@ -77,6 +90,11 @@ class Lexical:
             return 0.0
         starts = self.scorer.scores["indptr"]
         return self._rarity(int(starts[number + 1] - starts[number]))
+
+    def total(self, found: Iterable[str]) -> float:
+        """The weights of these terms together."""
+        # fsum: the sum does not depend on the order, which a set's would be.
+        return math.fsum(self.weight(term) for term in found)
 
     @property
     def highest_weight(self) -> float:
@@ -110,16 +128,32 @@ _STOPWORDS = (
 )
 STOPWORDS = frozenset(_STOPWORDS.split())
 
+_REQUESTS = (
+    "briefly describe explain find give hello help hi know like look need please say sentence show "
+    "tell thank understand want word"
+)
+REQUESTS = frozenset(_REQUESTS.split())
+"""Words that ask for an answer and mostly are not what is asked about."""
+
 _NAME = re.compile(r"\w+(?:[.:/\-]+\w+)*")
 _JOINT = re.compile(r"[.:/\-]+")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+# Of a link; what stands in brackets after code such as `rows[0](x)` is none.
+_ADDRESS = re.compile(
+    r"\]\((?:https?:|mailto:|[./#])[^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?: \"[^\"\n]*\")?\)"
+)
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{2,}")
 
 
 def indexed_terms(chunk: Chunk) -> Iterator[str]:
     """What the chunk is found by: its headings and its text."""
     yield from terms("\n".join(chunk.heading_path))
-    yield from terms(chunk.text)
+    yield from terms(unlinked(chunk.text))
+
+
+def unlinked(text: str) -> str:
+    """Markdown without the addresses of its links, whose words say nothing of the text."""
+    return _ADDRESS.sub("]", text)
 
 
 def terms(text: str) -> Iterator[str]:

@@ -1,11 +1,11 @@
 """The answer without a language model: the best sentences of the best chunks, verbatim."""
 
-import math
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stages.answer import prompt
-from stages.answer.lexical import terms
+from stages.answer.lexical import terms, unlinked
 from stages.answer.retrieval import Hit, Index
 from stages.answer.sentences import Sentence, sentences
 from stages.core.records import Chunk, Citation
@@ -17,6 +17,10 @@ HEADING_WEIGHT = 0.4
 LEAD_WEIGHT = 1.2
 """What a word of the question counts when it stands in the heading above a sentence and not in it:
 a little, and much for the first sentence under the heading, which tells what the heading asks."""
+
+WORDS_WEIGHT = 0.7
+"""What words count in a question's support, where words and meaning together count 1; measured in
+benchmarks/retrieval.py, as `answer.search.min_support` is."""
 
 LONG_SENTENCE = 60
 """Terms at which a sentence's score is halved: a long one holds more words by chance."""
@@ -35,12 +39,14 @@ class Quote:
 
 
 def quote(index: Index, question: str, num_sentences: int) -> Quote:
-    """The best sentences of the best chunks, verbatim and cited; NOT_FOUND when nothing matches.
+    """The best sentences of the best chunks, verbatim and cited; NOT_FOUND if none is good enough.
 
     A sentence's score is the inverse document frequency of the question's terms in it, weighed by
     its chunk's score. The quote keeps the order of the page, the page of the best sentence first.
     """
     hits = index.search(question, QUOTED_CHUNKS)
+    if support(hits) < index.how.min_support:
+        return Quote(prompt.NOT_FOUND, (), tuple(hits))
     candidates: dict[tuple[str, int, int], tuple[float, Citation, str]] = {}
     for hit in hits:
         scored = _score_sentences(index, hit.chunk, frozenset(terms(question)))
@@ -63,6 +69,19 @@ def quote(index: Index, question: str, num_sentences: int) -> Quote:
     best.sort(key=lambda row: (row[1].document_id != first, row[1].document_id, row[1].start))
     text = "\n".join(text for _, _, text in best)
     return Quote(text, tuple(citation for _, citation, _ in best), tuple(hits))
+
+
+def support(hits: Sequence[Hit]) -> float:
+    """How much of a question the best of these chunks has, from 0 to 1.
+
+    By words it is the highest share of BM25 that is reached. Where there are vectors, the highest
+    cosine counts too, but less: a question of what is not there can mean much the same.
+    """
+    words = max((hit.words for hit in hits), default=0.0)
+    cosines = [hit.cosine for hit in hits if hit.cosine is not None]
+    if not cosines:
+        return words
+    return WORDS_WEIGHT * words + (1 - WORDS_WEIGHT) * max(0.0, *cosines)
 
 
 def narrow(index: Index, hits: Sequence[Hit], question: str, tokens: int) -> list[Chunk]:
@@ -108,17 +127,22 @@ def _score_sentences(
     path = set(terms("\n".join(chunk.heading_path)))
     scored = []
     heading = None
-    for sentence in sentences(chunk.text):
+    for sentence, words, num_words, headed in _read(chunk.text):
         leads, heading = sentence.heading != heading, sentence.heading
-        words = list(terms(chunk.text[sentence.start : sentence.end]))
-        within = asked & set(words)
-        above = asked & (set(terms(heading)) or path) - within
-        score = _total(index, within)
-        score += (LEAD_WEIGHT if leads else HEADING_WEIGHT) * _total(index, above)
-        scored.append((score / (1 + len(words) / LONG_SENTENCE), sentence))
+        within = asked & words
+        above = asked & (headed or path) - within
+        score = index.lexical.total(within)
+        score += (LEAD_WEIGHT if leads else HEADING_WEIGHT) * index.lexical.total(above)
+        scored.append((score / (1 + num_words / LONG_SENTENCE), sentence))
     return scored
 
 
-def _total(index: Index, found: Iterable[str]) -> float:
-    # fsum: the sum does not depend on the order, which a set's would be.
-    return math.fsum(index.lexical.weight(term) for term in found)
+@functools.lru_cache(maxsize=1 << 12)
+def _read(text: str) -> list[tuple[Sentence, frozenset[str], int, frozenset[str]]]:
+    """The text's sentences, each with its terms, how many there are, and those of its heading."""
+    read = []
+    for sentence in sentences(text):
+        words = list(terms(unlinked(text[sentence.start : sentence.end])))
+        headed = frozenset(terms(sentence.heading))
+        read.append((sentence, frozenset(words), len(words), headed))
+    return read

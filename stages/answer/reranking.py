@@ -21,8 +21,8 @@ class Config(config.Base):
     precision: Precision
     """auto is bf16 where the processor computes in it (three times as fast), and f32 elsewhere."""
     max_tokens: Annotated[int, Field(ge=16)]
-    """Longest question with text that the model reads at once, in its own tokens; of a longer text
-    the first part counts."""
+    """Longest question with text that the model reads at once, in its own tokens; of a longer chunk
+    it reads the part with most of the question's words."""
 
 
 class Reranker:
@@ -31,6 +31,9 @@ class Reranker:
     def __init__(self, graph: Graph, max_tokens: int) -> None:
         self._graph = graph
         self._max_tokens = min(max_tokens, graph.about["max_tokens"])
+        self.passage_tokens = self._max_tokens * 5 // 8
+        """Length of a text that leaves room for the question, in tokens of cl100k, which are longer
+        than the model's own."""
 
     def scores(self, question: str, texts: Sequence[str]) -> list[float]:
         """How likely each text answers the question, in 0…1."""

@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import Field
 
 from stages.answer import lexical, reranking
-from stages.answer.dense import Dense
-from stages.answer.lexical import Lexical
+from stages.answer.dense import Dense, parts
+from stages.answer.lexical import Lexical, terms
 from stages.core import config, store
 from stages.core.errors import PipelineError
 from stages.core.records import Chunk
@@ -34,6 +34,9 @@ class Search(config.Base):
     """Chunks before and after each found one, of the same page, that are shown with it."""
     sources: tuple[str, ...]
     """Sources, by name, that chunks may come from; empty for all."""
+    min_support: Annotated[float, Field(ge=0, le=1)]
+    """Least share of a question that the best chunks must have, by words and meaning, to be quoted;
+    below, the answer is that it is not in the documents. 0 quotes whatever shares a word."""
 
 
 LEXICAL = Search(
@@ -44,6 +47,7 @@ LEXICAL = Search(
     reranker=None,
     neighbours=0,
     sources=(),
+    min_support=0,
 )
 """A search by words alone, which every index can do."""
 
@@ -56,6 +60,10 @@ class Hit:
     """Higher is better; of one search only. By words BM25, by meaning a cosine, by both a sum of
     inverse ranks of which 1 is the best, after reranking a probability."""
     chunk: Chunk
+    words: float = 0.0
+    """Its BM25 as a share of what the question's words could reach, 0…1."""
+    cosine: float | None = None
+    """Of its best part with the question; None where it was not found by meaning."""
 
 
 def build(chunks: Sequence[Chunk], folder: Path, k1: float, b: float) -> int:
@@ -108,22 +116,39 @@ class Index:
         if k <= 0 or not query.strip():
             return []
         most = max(k, how.candidates) if how.method == "hybrid" or how.reranker else k
-        rankings: list[Mapping[int, float]] = []
-        if how.method != "dense":
-            rankings.append(self._by_words(query, most, how.sources))
+        words = {} if how.method == "dense" else self._by_words(query, most, how.sources)
+        meanings: Mapping[int, float] = {}
         if how.method != "lexical":
             assert self.dense, "opened for a search by words"
-            rankings.append(self.dense.search(query, most, how.sources))
+            meanings = self.dense.search(query, most, how.sources)
         if how.method == "hybrid":
-            ranked = _ordered(_fused(rankings, (1.0, how.dense_weight), how.rank_constant))
+            weights = (1.0, how.dense_weight)
+            ranked = _ordered(fused((words, meanings), weights, how.rank_constant))
         else:
-            ranked = _ordered(rankings[0])
+            ranked = _ordered(words or meanings)
         if how.reranker and ranked:
-            assert self.rerank, "opened without a reranker"
             best = [place for place, _ in ranked[: how.candidates]]
-            scores = self.rerank.scores(query, [self.chunks[place].text for place in best])
-            ranked = _ordered(dict(zip(best, scores, strict=True)))
-        return [Hit(score, self.chunks[place]) for place, score in ranked[:k]]
+            ranked = _ordered(dict(zip(best, self._reranked(query, best), strict=True)))
+        shares = self.lexical.shares(query)
+        return [
+            Hit(score, self.chunks[place], float(shares[place]), meanings.get(place))
+            for place, score in ranked[:k]
+        ]
+
+    def _reranked(self, query: str, places: Sequence[int]) -> list[float]:
+        assert self.rerank, "opened without a reranker"
+        room = self.rerank.passage_tokens
+        return self.rerank.scores(
+            query, [self.passage(query, self.chunks[place], room) for place in places]
+        )
+
+    def passage(self, query: str, chunk: Chunk, tokens: int) -> str:
+        """The part of the chunk that has most of the query's words, under its headings."""
+        asked = frozenset(terms(query))
+        return max(
+            parts(chunk, tokens),
+            key=lambda part: self.lexical.total(asked.intersection(terms(part))),
+        )
 
     def _by_words(self, query: str, most: int, sources: Collection[str]) -> dict[int, float]:
         scores = self.lexical.scores(query)
@@ -156,7 +181,7 @@ def _ordered(scores: Mapping[int, float]) -> list[tuple[int, float]]:
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _fused(
+def fused(
     rankings: Sequence[Mapping[int, float]], weights: Sequence[float], constant: float
 ) -> dict[int, float]:
     """Reciprocal rank fusion (Cormack et al., SIGIR 2009), scaled so that 1 is first everywhere."""

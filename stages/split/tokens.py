@@ -97,7 +97,7 @@ class Ruler:
                 short(text[start:end]) if end - start <= SHORT else count(text[start:end])
                 for start, end in itertools.pairwise(key)
             ]
-            mends = self._counter.seamed and key[-1] - key[0] > SHORT * len(counts)
+            mends = self._counter.seamed and key[-1] - key[0] > 150 * len(counts)
             pieces = _pieces(key, counts, self._gains(key) if mends else None)
             self._measured[key] = pieces
         return pieces
