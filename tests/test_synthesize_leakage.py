@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from test_answer_embedding import MINILM
 from test_synthesize_grounding import PARAPHRASED, of_pythons_manual, sections
 
+from stages.answer import embedding
 from stages.answer.lexical import STOPWORDS
 from stages.core.records import identify
 from stages.llm import outline
@@ -262,6 +265,26 @@ def test_of_clean_splits_by_page_2_percent_at_most_raise_an_alarm(manual: list[F
     # A fact that is new on two pages is a real leak of these splits: it belongs to SAID_TWICE.
     assert num_rows > 500
     assert len(found) <= 0.02 * num_rows
+
+
+@pytest.mark.slow
+def test_by_meaning_90_percent_of_peoples_paraphrases_are_caught_too(
+    manual: list[Fact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the threshold and the embedder of conf/, on the pairs and the clean rows of above."""
+    monkeypatch.chdir(tmp_path)
+    threshold = yaml.safe_load((ROOT / "conf/synthesize/default.yaml").read_text())
+    least = threshold["semantic_leak_threshold"]
+    train, _ = divide(manual, 0)
+    known, held = answered_alike()
+    with embedding.open(MINILM) as embedder:
+        assert embedder
+        leaks = leakage.check([*trained(train), *known], held, [], embedder.texts, least)
+        assert len({leak.test_id for leak in leaks}) >= 0.9 * len(held)
+        train, others = divide(manual, 1)
+        rows = clean(train, others)
+        found = leakage.check(trained(train), rows, [], embedder.texts, least)
+    assert len({leak.test_id for leak in found}) <= 0.02 * len(rows)
 
 
 @pytest.mark.slow
