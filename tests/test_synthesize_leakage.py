@@ -281,10 +281,14 @@ def test_by_meaning_90_percent_of_peoples_paraphrases_are_caught_too(
         assert embedder
         leaks = leakage.check([*trained(train), *known], held, [], embedder.texts, least)
         assert len({leak.test_id for leak in leaks}) >= 0.9 * len(held)
-        train, others = divide(manual, 1)
-        rows = clean(train, others)
-        found = leakage.check(trained(train), rows, [], embedder.texts, least)
-    assert len({leak.test_id for leak in found}) <= 0.02 * len(rows)
+        num_rows = num_alarms = 0
+        for seed in range(4):
+            train, others = divide(manual, seed)
+            rows = clean(train, others)
+            found = leakage.check(trained(train), rows, [], embedder.texts, least)
+            num_rows += len(rows)
+            num_alarms += len({leak.test_id for leak in found})
+    assert num_alarms <= 0.02 * num_rows
 
 
 @pytest.mark.slow
