@@ -183,6 +183,7 @@ def test_a_hit_tells_how_much_of_the_question_its_words_have(indexed):
     assert found.search("ants ants", 1)[0].words == found.search("ants", 1)[0].words
     for polite in ("Please explain: do ants dig?", "Hi! I need to know: ants, dig. Thanks."):
         assert found.search(polite, 1)[0].words == whole.words
+    assert found.search("Do cows moo?\nDo ants dig?", 1)[0].words == whole.words  # the second one
 
 
 # --- run and files -------------------------------------------------------------------------------

@@ -67,14 +67,18 @@ class Lexical:
         return self._scores(dict.fromkeys(terms(text)))
 
     def shares(self, text: str) -> np.ndarray:
-        """BM25 of each chunk as a share of the most that these terms could have: (chunk,), 0…1.
+        """BM25 of each chunk as a share of the most that it could be: (chunk,), 0…1.
 
+        Of several lines, which may be several questions, the line counts that a chunk has most of.
         A term that no chunk has weighs as if one had. REQUESTS count where there is nothing else.
         """
-        asked = dict.fromkeys(terms(text))
-        asked = {term: None for term in asked if term not in REQUESTS} or asked
-        most = math.fsum(self.weight(term) or self.highest_weight for term in asked)
-        return self._scores(asked) / (most or 1.0)
+        shares = np.zeros(self.num_chunks, np.float32)
+        for line in text.splitlines():
+            asked = dict.fromkeys(terms(line))
+            asked = {term: None for term in asked if term not in REQUESTS} or asked
+            most = math.fsum(self.weight(term) or self.highest_weight for term in asked)
+            shares = np.maximum(shares, self._scores(asked) / (most or 1.0))
+        return shares
 
     def _scores(self, asked: Iterable[str]) -> np.ndarray:
         known = [self.numbers[term] for term in asked if term in self.numbers]
