@@ -680,7 +680,7 @@ def test_missing_weights_are_one_clear_line(tmp_path):
 def test_a_model_without_a_chat_template_needs_one_from_the_config(tmp_path):
     tiny_llama(tmp_path / "model", seed=1, eos_bias=0)
     (tmp_path / "model/chat_template.jinja").unlink()
-    with pytest.raises(PipelineError, match=r"set model.chat_template"):
+    with pytest.raises(PipelineError, match=r"set model.format or model.chat_template"):
         deploy.describe(tmp_path / "model", None)
     assert deploy.describe(tmp_path / "model", "x")["template_sha256"] == (
         hashlib.sha256(b"x").hexdigest()
@@ -697,7 +697,8 @@ def test_the_template_of_an_older_tokenizer_is_found_in_its_config(tmp_path, sev
 
 
 def local(path: Path) -> Model:
-    values = {"kind": "local", "path": str(path), "context_tokens": CONTEXT, "chat_template": None}
+    values = {"kind": "local", "path": str(path), "context_tokens": CONTEXT}
+    values |= {"chat_template": None, "format": None}
     return config.load({"model": values}, "model", Model)
 
 
@@ -737,12 +738,14 @@ def test_a_hub_model_is_served_from_the_local_cache_at_its_revision(weights, tmp
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     values = {"kind": "hub", "id": "org/tiny", "revision": "main", "context_tokens": CONTEXT}
-    hub = config.load({"model": values | {"chat_template": None}}, "model", Model)
+    hub = config.load({"model": values | {"chat_template": None, "format": None}}, "model", Model)
     paths, folders = deploy._places(hub, weights, weights.parents[1])
     assert paths["base"] == "org/tiny@main"
     assert deploy.describe(folders["base"], None) == deploy.describe(weights / "base", None)
     values["id"] = "org/absent"
-    absent = config.load({"model": values | {"chat_template": None}}, "model", Model)
+    absent = config.load(
+        {"model": values | {"chat_template": None, "format": None}}, "model", Model
+    )
     with pytest.raises(PipelineError, match="'org/absent' at 'main' cannot be fetched"):
         deploy._places(absent, weights, weights.parents[1])
 

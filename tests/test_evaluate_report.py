@@ -235,9 +235,12 @@ def test_a_scratch_model_is_said_to_know_nothing_else():
         context_tokens=128,
         pretrain_epochs=1.0,
         pretrain_learning_rate=1e-3,
+        format=None,
     )
     assert "knows nothing" in report.describe(scratch)
-    hub = model.Hub(kind="hub", id="org/m", revision="abc", context_tokens=512, chat_template=None)
+    hub = model.Hub(
+        kind="hub", id="org/m", revision="abc", context_tokens=512, chat_template=None, format=None
+    )
     assert report.describe(hub) == "Base: org/m of the hub, revision abc."
 
 

@@ -145,7 +145,7 @@ def _number(value: float, signed: bool = False) -> str:
 
 def _round_above(value: float) -> float:
     """The least of 0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, … at or above the value; 1 for nothing."""
-    if not 0 < value < math.inf:
+    if not 1e-300 < value < math.inf:  # below, powers of ten are nothing
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     steps = [float(f"{step * power:.12g}") for step in (1, 2, 4, 6, 8, 10)]

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+import string
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,28 +37,58 @@ _PARTED = re.compile(
 No alternative of their patterns goes on from a letter or digit to a blank or a mark (an apostrophe
 can begin the suffix of a word), from any other character to a blank, or from a line's end to what
 stands on the next line (o200k's marks take slashes along)."""
-REACH = 64
-"""Characters from a seam in which such neighbours are looked for."""
+CLOSE, REACH = 4, 64
+"""Characters on either side of a seam in which such neighbours are looked for: first, then."""
 UNKNOWN = 1 << 40
 """Stands for a gain that could not be told, and makes a sum with it unbelievable."""
 
+_WORDS = str.maketrans(dict.fromkeys(string.ascii_letters + string.digits, "x"))
+
 
 class Counter:
-    """Counts the tokens of texts; of two that are `seamed`, also when they are joined."""
+    """Counts the tokens of texts; where they are `seamed`, also of two that are joined."""
 
     def __init__(self, count: Count, seamed: bool = False) -> None:
         self.count = count
         self.seamed = seamed
         """Whether _PARTED holds of this tokenizer."""
         self.short = functools.lru_cache(KEPT)(count)
-        self.parted = functools.lru_cache(KEPT)(lambda pair: bool(_PARTED.match(pair)))
-        self.gain = functools.lru_cache(KEPT)(self._gain)
+        self.close_gain = functools.lru_cache(KEPT)(self._close_gain)
+        self._parted = functools.lru_cache(KEPT)(lambda pair: bool(_PARTED.match(pair)))
 
     def __call__(self, text: str) -> int:
         return self.short(text) if len(text) <= SHORT else self.count(text)
 
-    def _gain(self, left: str, right: str) -> int:
-        return self(left + right) - self(left) - self(right)
+    def gain(self, text: str, seam: int, begins: bool, ends: bool) -> int:
+        """Tokens that the texts before and after the seam have joined, less what they have apart.
+
+        It is mostly below 0. UNKNOWN where the text is too short to tell; nothing stands before it
+        if it `begins` what is joined, and nothing after it if it `ends` that.
+        """
+        left, right = self._around(text, seam)
+        if left == right:
+            return 0
+        if (left == 0 and not begins) or (right == len(text) and not ends):
+            return UNKNOWN
+        return self(text[left:right]) - self(text[left:seam]) - self(text[seam:right])
+
+    def _close_gain(self, text: str) -> int:
+        """The gain in the middle of a text in which every word is spelled x."""
+        if "x" in text[slice(*self._around(text, CLOSE))]:
+            return UNKNOWN
+        return self.gain(text, CLOSE, False, False)
+
+    def _around(self, text: str, seam: int) -> tuple[int, int]:
+        """From where to where tokens depend on the seam; the text's ends if that is not in it."""
+        parted = self._parted
+        if parted(text[seam - 1 : seam + 1]):
+            return seam, seam
+        left, right = seam - 1, seam + 1
+        while left > 0 and not parted(text[left - 1 : left + 1]):
+            left -= 1
+        while right < len(text) and not parted(text[right - 1 : right + 1]):
+            right += 1
+        return left, right
 
 
 @dataclass(frozen=True)
@@ -97,7 +128,7 @@ class Ruler:
                 short(text[start:end]) if end - start <= SHORT else count(text[start:end])
                 for start, end in itertools.pairwise(key)
             ]
-            mends = self._counter.seamed and key[-1] - key[0] > 150 * len(counts)
+            mends = self._counter.seamed and key[-1] - key[0] > SHORT * len(counts)
             pieces = _pieces(key, counts, self._gains(key) if mends else None)
             self._measured[key] = pieces
         return pieces
@@ -114,30 +145,20 @@ class Ruler:
         return self.count(start, end)
 
     def _gains(self, bounds: Sequence[int]) -> Sequence[int]:
-        seams = zip(bounds, bounds[1:], bounds[2:], strict=False)
-        found = (self._gain(first, at, last, False) for first, at, last in seams)
+        text, close_gain = self.text, self._counter.close_gain
+        found = []
+        for first, at, last in zip(bounds, bounds[1:], bounds[2:], strict=False):
+            gain = UNKNOWN
+            if first + CLOSE <= at <= last - CLOSE:
+                gain = close_gain(text[at - CLOSE : at + CLOSE].translate(_WORDS))
+            found.append(self._gain(first, at, last, False) if gain == UNKNOWN else gain)
         return array("q", itertools.accumulate(found, initial=0))
 
     def _gain(self, first: int, at: int, last: int, begins: bool) -> int:
-        """Tokens that first:at and at:last have joined, less what they have apart, or UNKNOWN.
-
-        Only what stands around their seam matters. `begins`: nothing comes before them.
-        """
-        text, parted = self.text, self._counter.parted
-        if parted(text[at - 1 : at + 1]):
-            return 0
-        left, right = at - 1, at + 1
-        while not parted(text[left - 1 : left + 1]):
-            if left <= first and begins:
-                break
-            if left <= first or at - left > REACH:
-                return UNKNOWN
-            left -= 1
-        while right < last and not parted(text[right - 1 : right + 1]):
-            if right - at > REACH:
-                return UNKNOWN
-            right += 1
-        return self._counter.gain(text[left:at], text[at:right])
+        """What first:at and at:last gain; with `begins`, nothing stands before them."""
+        left, right = max(first, at - REACH), min(last, at + REACH)
+        text = self.text[left:right]
+        return self._counter.gain(text, at - left, begins and left == first, right == last)
 
 
 def _pieces(
