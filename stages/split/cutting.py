@@ -187,7 +187,7 @@ class Cutter:
 
 
 def _in_order(found: Sequence[Span], rests: Set[Span]) -> list[Span]:
-    """Both together; a rest of a chunk that was cut again is left out where another one holds it."""
+    """All of them, but no rest of a chunk that was cut again where another chunk holds it."""
     kept = []
     reached = 0
     for span in sorted([*found, *rests]):
