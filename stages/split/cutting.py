@@ -6,7 +6,7 @@ the same pieces are joined by the same rule, but a piece is counted once and a c
 
 import bisect
 import re
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -67,31 +67,24 @@ class Cutter:
     separators: Separators
     whole: Blocks = nothing
 
-    def spans(self, first: int, last: int) -> Sequence[Span]:
+    def spans(self, first: int, last: int) -> Iterator[Span]:
         """The chunks between two offsets, by start; none begins or ends with a blank.
 
         They hold every other character. Each is within the limit, unless it is one character.
         """
-        found: list[Span] = []
-        rests: set[Span] = set()
-        for pieces, begin, stop in self._runs(first, last, 0):
-            for place, after in self._joined(pieces, begin, stop):
-                start, end = self._stripped(pieces.bounds[place], pieces.bounds[after])
-                if start == end:
-                    continue
-                num_tokens = self.ruler.count_joined(pieces, place, after, start, end)
-                if num_tokens <= self.product.chunk_tokens:
-                    found.append(Span(start, end, num_tokens))
-                else:
-                    head, *rest = self._cut_again(pieces, place, after)
-                    found.append(head)
-                    rests.update(rest)
-        return _in_order(found, rests) if rests else found
+        chunks = (chunk for run in self._runs(first, last, 0) for chunk in self._joined(*run))
+        found = [(span, place) for chunk in chunks for place, span in enumerate(chunk)]
+        reached = 0
+        for span, place in sorted(found):
+            # What is left of a chunk cut again may stand in an overlapping one.
+            if place == 0 or span.end > reached:
+                yield span
+            reached = max(reached, span.end)
 
     def _runs(self, first: int, last: int, level: int) -> Iterator[tuple[Pieces, int, int]]:
         """Neighbouring pieces that are to be joined, as first:last of the pieces."""
         bounds, level = self._bounds(first, last, level)
-        pieces = self.ruler.measure(bounds, lambda start, end: self._bounds(start, end, level)[0])
+        pieces = self.ruler.measure(bounds)
         begun = 0
         limit = self.product.chunk_tokens
         for place in [place for place, n in enumerate(pieces.counts) if n >= limit]:
@@ -133,7 +126,7 @@ class Cutter:
             begun = bisect.bisect_left(bounds, end, stop)
         return [*kept, *bounds[begun:]]
 
-    def _joined(self, pieces: Pieces, first: int, end: int) -> Iterator[tuple[int, int]]:
+    def _joined(self, pieces: Pieces, first: int, end: int) -> Iterator[Iterable[Span]]:
         """LangChain's `_merge_splits`: as many pieces as fit, and again those of the overlap."""
         limit, overlap = self.product.chunk_tokens, self.product.overlap_tokens
         sums = pieces.sums
@@ -141,27 +134,29 @@ class Cutter:
         while last < end:
             last = bisect.bisect_right(sums, sums[first] + limit, first, end + 1) - 1
             last = max(last, first + 1)
-            yield first, last
+            yield self._within_limit(pieces, first, last)
             if last < end:
                 # The next begins so that it repeats no more than the overlap and has room for one.
                 room = min(overlap, max(limit - pieces.counts[last], 0))
                 first = bisect.bisect_left(sums, sums[last] - room, first, last)
 
-    def _cut_again(self, pieces: Pieces, first: int, last: int) -> Iterator[Span]:
-        """The pieces as several chunks: joined they have more tokens than summed."""
-        while first < last:
+    def _within_limit(self, pieces: Pieces, first: int, last: int) -> Iterator[Span]:
+        """The pieces as one chunk, or as several: joined they can have more tokens than summed."""
+        while True:
             start, end = self._stripped(pieces.bounds[first], pieces.bounds[last])
-            num_tokens = self.ruler.count(start, end)
-            stop = last
-            if num_tokens > self.product.chunk_tokens and end - start > 1:
-                if last == first + 1:
-                    pieces = self.ruler.measure(range(start, end + 1))
-                    first, last = 0, end - start
-                stop = self._fitting(pieces.bounds, first, last)
-                start, end = self._stripped(pieces.bounds[first], pieces.bounds[stop])
-                num_tokens = self.ruler.count(start, end)
-            if start < end:
+            if start == end:
+                return
+            num_tokens = self.ruler.count_joined(pieces, first, last, start, end)
+            if num_tokens <= self.product.chunk_tokens or end - start == 1:
                 yield Span(start, end, num_tokens)
+                return
+            if last == first + 1:
+                pieces = self.ruler.measure(range(start, end + 1))
+                first, last = 0, end - start
+            stop = self._fitting(pieces.bounds, first, last)
+            start, end = self._stripped(pieces.bounds[first], pieces.bounds[stop])
+            if start < end:
+                yield Span(start, end, self.ruler.count(start, end))
             first = stop
 
     def _fitting(self, bounds: Sequence[int], first: int, last: int) -> int:
@@ -177,21 +172,7 @@ class Cutter:
         return stop
 
     def _stripped(self, start: int, end: int) -> tuple[int, int]:
-        """The span without the blanks around; of blanks alone, an empty span."""
-        text = self.ruler.text
-        while start < end and text[start].isspace():
-            start += 1
-        while start < end and text[end - 1].isspace():
-            end -= 1
-        return start, end
-
-
-def _in_order(found: Sequence[Span], rests: Set[Span]) -> list[Span]:
-    """All of them, but no rest of a chunk that was cut again where another chunk holds it."""
-    kept = []
-    reached = 0
-    for span in sorted([*found, *rests]):
-        if span.end > reached or span not in rests:
-            kept.append(span)
-        reached = max(reached, span.end)
-    return kept
+        """The span without the blanks around; of blanks alone, the empty span."""
+        text = self.ruler.text[start:end]
+        first = start + len(text) - len(text.lstrip())
+        return first, max(first, start + len(text.rstrip()))
