@@ -24,7 +24,8 @@ from stages.core import config, progress
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Reject
 from stages.core.store import read
-from stages.crawl.extract import Page, extract
+from stages.crawl.extract import extract
+from stages.crawl.page import Page
 from stages.crawl.site import Filter, Site
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -602,7 +603,7 @@ def test_a_filter_reads_the_path_alone() -> None:
 def test_of_every_text_one_page_stays_and_a_duplicate_names_it(
     site: dict[str, tuple[str, str | None]],
 ) -> None:
-    pages = {url: Page("", text, (), canonical) for url, (text, canonical) in site.items()}
+    pages = {url: Page(url, "", text, (), canonical) for url, (text, canonical) in site.items()}
     gone = crawl.duplicates(pages)
     kept = pages.keys() - gone.keys()
     assert {pages[url].text for url in kept} == {page.text for page in pages.values()}

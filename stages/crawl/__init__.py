@@ -22,7 +22,8 @@ from pydantic_core import PydanticCustomError
 from stages.core import config, progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Reject, identify
-from stages.crawl.extract import Page, extract
+from stages.crawl.extract import extract
+from stages.crawl.page import Page
 from stages.crawl.site import Filter, Site
 
 __all__ = ["Config", "Source", "run"]

@@ -2,13 +2,13 @@
 
 import html as escaping
 import re
-from dataclasses import dataclass
 from urllib.parse import urljoin
 
 from html_to_markdown import ConversionOptions, PreprocessingOptions, convert
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from stages.core.records import Heading
+from stages.crawl.page import Page
 from stages.crawl.site import Site, base_of
 
 # From the surest sign of the main text to the vaguest; the first with any text is taken.
@@ -62,16 +62,6 @@ _OPTIONS = ConversionOptions(
 )
 
 
-@dataclass(frozen=True)
-class Page:
-    """What is written on a page; `canonical` is the address in the site that it calls its own."""
-
-    title: str
-    text: str
-    headings: tuple[Heading, ...]
-    canonical: str | None
-
-
 def extract(html: str, url: str, site: Site) -> Page:
     """The page at `url`. Its links are absolute, as readers know them."""
     tree = LexborHTMLParser(html.replace(_MARK, ""))
@@ -79,17 +69,18 @@ def extract(html: str, url: str, site: Site) -> Page:
     link = tree.css_first('link[rel="canonical"][href]')
     if link is not None:
         canonical = site.resolve(link.attributes.get("href") or "", url)
+    public = site.publish(url) or url
     base = base_of(tree, url)
     name = _plain(tree.css_first("title"))
     main = _main(tree) or _body(html, tree)
     if main is None:
-        return Page(name, "", (), canonical)
+        return Page(public, name, "", (), canonical)
     titles = _mark_headings(main)
     _clean(tree, main)
     _link(main, url, base, site)
     text, headings = _convert(main, titles)
     top = next((heading.title for heading in headings if heading.level == 1), "")
-    return Page(top or name, text, headings, canonical)
+    return Page(public, top or name, text, headings, canonical)
 
 
 # --- the main text -----------------------------------------------------------------------------
