@@ -44,6 +44,9 @@ params: setup ## compose conf/ into params.yaml
 run: setup ## run what changed: make run ARGS="split=markdown seed=1"
 	@python -m stages run $(ARGS)
 
+refresh: setup ## fetch the sources anew: make refresh ARGS="source=web source.url=https://…"
+	@python -m stages refresh $(ARGS)
+
 sweep: setup ## run the DAG once per point: make sweep ARGS="finetune.learning_rate=1e-3,3e-3"
 	@python -m stages sweep -m $(ARGS)
 
@@ -69,4 +72,4 @@ test-slow: setup check ## the long tests too: real trainings, many kills
 bench: setup ## one benchmark: make bench NAME=demo ARGS=--quick
 	@python -m benchmarks.$(NAME) $(ARGS)
 
-.PHONY: help setup lock demo params run sweep docs chat mlflow check test test-slow bench
+.PHONY: help setup lock demo params run refresh sweep docs chat mlflow check test test-slow bench

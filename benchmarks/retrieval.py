@@ -255,6 +255,7 @@ def crawled(params: dict[str, Any]) -> list[Document]:
         crawl.run(
             config.load(params, "crawl", crawl.Config, "conf"),
             config.load(params, "source", crawl.Source, "conf"),
+            pipeline.SNAPSHOT,
             folder,
         )
     return list(store.read(folder / "documents.jsonl", Document))

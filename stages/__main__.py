@@ -68,6 +68,18 @@ def parser(first: str = "") -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run every stage, changed or not")
     run.add_argument("--json", action="store_true", help="print the result as JSON")
 
+    refresh = add(
+        "refresh",
+        refresh_sources,
+        "fetch the sources anew, say what changed, and write data/inputs/snapshot.json",
+        epilog="example: python -m stages refresh source=web source.url=https://docs.example.org/",
+    )
+    refresh.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    refresh.add_argument(
+        "--missing", action="store_true", help="only what the snapshot does not hold as it is set"
+    )
+    refresh.add_argument("--json", action="store_true", help="print what changed as JSON")
+
     # Every word after `sweep` is Hydra's; argparse is not to judge them.
     sweep = add(
         "sweep",
@@ -250,6 +262,22 @@ def compose_params(parsed: argparse.Namespace) -> None:
     params = pipeline.compose(parsed.overrides)
     pipeline.check(params)
     pipeline.write_params(params)
+
+
+def refresh_sources(parsed: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, _terminated)
+    with store.lock("refresh"), console.Display("refresh") as display:
+        progress.begin("refresh", display.hear)
+        changes = pipeline.refresh(parsed.overrides, parsed.missing)
+    if parsed.json:
+        print(json.dumps([change.__dict__ for change in changes], ensure_ascii=False))
+        return
+    if not changes:
+        print("nothing to fetch: the snapshot is whole, or every run reads the source itself")
+    for change in changes:
+        for word, urls in (("new", change.new), ("changed", change.changed), ("gone", change.gone)):
+            for url in urls:
+                print(f"{word:<8} {url}")
 
 
 def run_pipeline(parsed: argparse.Namespace) -> None:

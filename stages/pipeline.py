@@ -19,7 +19,8 @@ from stages.core.errors import PipelineError
 from stages.core.records import Document, Example, Partition, identify
 
 if TYPE_CHECKING:  # importing it takes a second, which most verbs need not wait
-    from stages import llm
+    from stages import crawl, llm
+    from stages.crawl.snapshot import Change
 
 STAGES = ("crawl", "split", "index", "synthesize", "finetune", "deploy", "evaluate")
 """In the order of the DAG."""
@@ -146,6 +147,7 @@ def run(overrides: Sequence[str], force: bool = False) -> dict[str, progress.Spe
     params = compose(overrides)
     check(params)
     _clear()
+    _refresh_missing(params, overrides)
     if overrides:
         command = ["dvc", "exp", "run", *_settings(overrides)]
     else:
@@ -167,6 +169,48 @@ def run(overrides: Sequence[str], force: bool = False) -> dict[str, progress.Spe
             recorded.log_artifact(Path("data/evaluate/report.html"))
     spent = {stage: progress.spent(stage) for stage in STAGES}
     return {stage: row if row and row.began >= started else None for stage, row in spent.items()}
+
+
+SNAPSHOT = Path("data/inputs/snapshot.json")
+
+
+def refresh(overrides: Sequence[str], missing: bool) -> "list[Change]":
+    """Fetch the sources anew, or those `missing` in the snapshot; what has changed.
+
+    A folder that is served is left to the stage, which reads it each time.
+    """
+    from stages.crawl import fetching, source
+
+    params = compose(overrides)
+    check(params)
+    cfg, whole = _crawled(params)
+    parts = (
+        fetching.uncovered(cfg, whole, SNAPSHOT)
+        if missing
+        else [part for part in source.parts(whole) if not source.is_local(part)]
+    )
+    return fetching.refresh(cfg, parts, SNAPSHOT)
+
+
+def _refresh_missing(params: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Fetch what the snapshot does not hold as it is set now: `dvc repro` never does."""
+    from stages.crawl import fetching
+
+    if fetching.uncovered(*_crawled(params), SNAPSHOT):
+        command = [sys.executable, "-m", "stages", "refresh", "--missing", *overrides]
+        if subprocess.run(command, env=environment()).returncode:
+            raise PipelineError(
+                "the refresh stopped (the reason stands above); running again goes on from here"
+            )
+
+
+def _crawled(params: dict[str, Any]) -> "tuple[crawl.Config, crawl.Source]":
+    from stages import crawl
+
+    return (
+        config.load(params, "crawl", crawl.Config, "conf"),
+        config.load(params, "source", crawl.Source, "conf"),
+    )
 
 
 def _settings(overrides: Sequence[str]) -> list[str]:
@@ -267,6 +311,7 @@ def sweep(arguments: Sequence[str]) -> list[Point]:
         overrides = list(HydraConfig.get().overrides.task)
         params = _plain(composed)
         check(params)
+        _refresh_missing(params, overrides)
         with tracking.pipeline(tracked, " ".join(overrides), "point", params, parent.id) as run:
             points.append(_run_point(overrides, run))
 

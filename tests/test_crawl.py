@@ -24,6 +24,7 @@ from stages.core import config, progress
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Reject
 from stages.core.store import read
+from stages.crawl import fetching
 from stages.crawl.extract import extract
 from stages.crawl.page import Page
 from stages.crawl.site import Filter, Site
@@ -121,9 +122,20 @@ def sections(**changes: Any) -> tuple[crawl.Config, crawl.Source]:
     )
 
 
+def refresh_and_run(out: Path, cfg: crawl.Config, source: crawl.Source) -> dict[str, float]:
+    """The stage after a refresh; snapshot and page store stand beside `out`."""
+    snapshot = out.with_name(f"{out.name}.snapshot.json")
+    if not snapshot.exists():
+        snapshot.write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(out.parent))
+        fetching.refresh(cfg, fetching.uncovered(cfg, source, snapshot), snapshot)
+        return crawl.run(cfg, source, snapshot, out)
+
+
 def crawled(out: Path, **changes: Any) -> tuple[dict[str, Document], dict[str, Reject]]:
-    """Run the stage; documents and rejects by address."""
-    metrics = crawl.run(*sections(**changes), out)
+    """Refresh and run the stage; documents and rejects by address."""
+    metrics = refresh_and_run(out, *sections(**changes))
     documents = {row.url: row for row in read(out / "documents.jsonl", Document)}
     rejects = {row.detail.split(": ")[0]: row for row in read(out / "rejects.jsonl", Reject)}
     assert metrics["num_documents"] == len(documents)
@@ -311,9 +323,10 @@ def test_equal_sites_give_equal_bytes_whatever_the_port_the_timing_and_the_hash_
 ) -> None:
     script = (
         "import json, sys; from pathlib import Path; from stages import crawl;"
+        "from test_crawl import refresh_and_run;"
         "from stages.core import config; p = json.loads(sys.argv[1]);"
-        "crawl.run(config.load(p, 'crawl', crawl.Config), config.load(p, 'source', crawl.Source),"
-        "Path(sys.argv[2]))"
+        "refresh_and_run(Path(sys.argv[2]), config.load(p, 'crawl', crawl.Config),"
+        "config.load(p, 'source', crawl.Source))"
     )
 
     def wait_s(path: str) -> float:
@@ -329,7 +342,8 @@ def test_equal_sites_give_equal_bytes_whatever_the_port_the_timing_and_the_hash_
             concurrent_requests=2,
         )
         params = json.dumps({"crawl": cfg.model_dump(), "source": source.model_dump()})
-        environment = os.environ | {"PYTHONHASHSEED": "4711"}
+        paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+        environment = os.environ | {"PYTHONHASHSEED": "4711", "PYTHONPATH": paths}
         subprocess.run(
             [sys.executable, "-c", script, params, str(tmp_path)],
             check=True,
@@ -389,11 +403,11 @@ def test_steps_reach_the_stage_s_process_while_it_crawls(
             crawled(tmp_path / "out", url=f"{origin}/docs/", public_url=PUBLIC, max_pages=4)
     finally:
         progress._listeners.clear()
-    counted = [step for step in steps if step.unit == "pages"]
+    counted = [step for step in steps if step.unit == "addresses"]
     assert [step.done for step in counted] == [1, 2, 3, 4]
     assert counted[-1].total == 4
     assert re.fullmatch(
-        r"\d\d more addresses are known than crawl.max_pages=4 and .* let in", steps[-1].note
+        r"web: more addresses are known than the limits let in: max_pages \d\d", steps[-1].note
     )
 
 
@@ -527,7 +541,7 @@ def test_too_many_failing_pages_fail_the_crawl_and_are_listed(tmp_path: Path) ->
         ({"url": "example.org"}, "source.url: 'example.org': expected an address such as https"),
         ({"url": "file:///etc/passwd"}, "source.url: 'file:///etc/passwd': expected an address"),
         ({"max_pages": 0}, "crawl.max_pages: 0: input should be greater than 0"),
-        ({"kind": "wiki"}, "source.kind: 'wiki': expected 'web'"),
+        ({"kind": "wiki"}, "source.kind: 'wiki': expected one of 'web', 'many'"),
     ],
 )
 def test_a_mistake_in_a_section_is_one_line(

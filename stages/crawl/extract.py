@@ -68,7 +68,8 @@ def extract(html: str, url: str, site: Site) -> Page:
     canonical = None
     link = tree.css_first('link[rel="canonical"][href]')
     if link is not None:
-        canonical = site.resolve(link.attributes.get("href") or "", url)
+        inside = site.resolve(link.attributes.get("href") or "", url)
+        canonical = None if inside is None else site.publish(inside)
     public = site.publish(url) or url
     base = base_of(tree, url)
     name = _plain(tree.css_first("title"))

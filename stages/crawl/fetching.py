@@ -1,0 +1,105 @@
+"""A refresh: every source's pages into the store, and what they are into the snapshot.
+
+It is the only part of the crawl that uses the network or looks at disks that change.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.core import progress, store
+from stages.core.errors import PipelineError
+from stages.crawl import snapshot, source
+from stages.crawl.pages import Crawl, Pages
+from stages.crawl.settings import Config
+from stages.crawl.snapshot import Change, Held
+from stages.crawl.source import Single, Source
+
+
+def open_pages() -> Pages:
+    """The page store of the main checkout."""
+    return Pages(store.cache("pages", "pages.sqlite"))
+
+
+def refresh(cfg: Config, sources: Sequence[Single], path: Path) -> list[Change]:
+    """Fetch the sources and write the snapshot at `path`; what has changed in each.
+
+    A source that cannot be fetched leaves its part of the snapshot as it is.
+    """
+    known = snapshot.read(path)
+    changes = []
+    with open_pages() as pages:
+        for part in sources:
+            progress.note(f"{part.name}: fetching {source.place(part)}")
+            before = known.get(part.name)
+            held, crawl = hold(cfg, part, pages, before)
+            known[part.name] = held
+            snapshot.write(path, known)
+            crawl.end(whole=True)  # last: killed before, the refresh goes on from here
+            changes.append(snapshot.compare(part.name, before, held))
+            progress.note(snapshot.tell(changes[-1]))
+    return changes
+
+
+def uncovered(cfg: Config, whole: Source, path: Path) -> list[Single]:
+    """The sources that the snapshot does not hold as they are set now."""
+    known = snapshot.read(path)
+    return [
+        part
+        for part in source.parts(whole)
+        if not source.is_local(part) and not _covers(known.get(part.name), cfg, part)
+    ]
+
+
+def _covers(held: Held | None, cfg: Config, part: Single) -> bool:
+    return held is not None and held.settings == source.digest(cfg, part)
+
+
+def require(known: snapshot.Snapshot, cfg: Config, part: Single, path: Path) -> Held:
+    """What the snapshot holds of a source; PipelineError where that is not what is set now."""
+    held = known.get(part.name)
+    if held is None or not _covers(held, cfg, part):
+        what = "does not hold" if held is None else "holds with other settings"
+        raise PipelineError(
+            f"{path}: {what} the source {part.name!r}: `make refresh` fetches it "
+            "(`python -m stages run` does so by itself)"
+        )
+    return held
+
+
+def hold(cfg: Config, part: Single, pages: Pages, before: Held | None) -> tuple[Held, Crawl]:
+    """Fetch one source; what it holds, and the crawl, which is still to be ended."""
+    crawl = pages.begin(part.name)
+    try:
+        left = _fetch(cfg, part, crawl)
+    except PipelineError:
+        crawl.end(whole=False)  # a start page that failed is asked again
+        raise
+    rows = [row for row in crawl.all_answered() if row.role == "page"]
+    found = {row.url: row.digest for row in rows if row.digest}
+    left_out = {row.url: (row.reason, source.explain(part, row)) for row in rows if not row.digest}
+    gone = dict(before.gone) if before else {}
+    for url in before.pages if before else ():
+        gone[url] = left_out[url][0] if url in left_out else "unlinked"
+    held = Held(
+        settings=source.digest(cfg, part),
+        pages=found,
+        left_out=left_out,
+        gone={url: reason for url, reason in gone.items() if url not in found},
+        not_fetched=left,
+    )
+    return held, crawl
+
+
+def _fetch(cfg: Config, part: Single, crawl: Crawl) -> dict[str, int]:
+    steps = source.fetch(cfg, part, crawl)
+    done = 0
+    try:
+        while True:
+            total = next(steps)
+            done += 1
+            progress.step(done, total, "addresses")
+    except StopIteration as end:
+        left: dict[str, int] = end.value
+        return left
+    finally:
+        steps.close()

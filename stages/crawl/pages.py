@@ -1,0 +1,270 @@
+"""The page store: what every address of a source answered, its body and how to ask for it anew.
+
+It is a SQLite file under .cache/, so that it survives a rerun and a kill: what `keep` was given is
+on the disk when it returns. A refresh of a source is one crawl; a crawl that was killed goes on
+with what it has been answered.
+"""
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import zstandard
+from w3lib.encoding import html_to_unicode
+
+RESUME_WITHIN_S = 24 * 3600
+"""Age up to which a killed crawl is gone on with; the answers of an older one are asked anew."""
+
+Role = Literal["page", "list"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS crawls (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, began REAL NOT NULL,
+  ended INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS answers (
+  source TEXT NOT NULL, url TEXT NOT NULL, crawl INTEGER NOT NULL, time REAL NOT NULL,
+  role TEXT NOT NULL, status INTEGER NOT NULL, digest TEXT NOT NULL,
+  reason TEXT NOT NULL, detail TEXT NOT NULL, referrer TEXT NOT NULL,
+  PRIMARY KEY (source, url)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pages (
+  source TEXT NOT NULL, url TEXT NOT NULL, digest TEXT NOT NULL,
+  etag TEXT NOT NULL, modified TEXT NOT NULL, time REAL NOT NULL,
+  PRIMARY KEY (source, url)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS bodies (
+  digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, body BLOB NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an address answered: a body, the word that the known one still holds, or neither."""
+
+    url: str
+    status: int = 200
+    """Of HTTP; 0 where no answer came."""
+    body: bytes | None = None
+    unchanged: bool = False
+    """The page that is known holds: no body was sent."""
+    media_type: str = ""
+    etag: str = ""
+    """What tells whether the page has changed: a server's ETag, or a file's time and size."""
+    modified: str = ""
+    """A server's Last-Modified."""
+    reason: str = ""
+    """Why this is no page, as rejects.jsonl counts it; empty for a page."""
+    detail: str = ""
+    """For a redirect where it leads, for the rest what went wrong."""
+    passing: bool = False
+    """The fault may pass: a page that is known stays."""
+    referrer: str = ""
+    """The first page, by address, that links here."""
+    role: Role = "page"
+    """A list (a sitemap, a feed) leads to pages and is none."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """What stands at an address; its digest is that of both."""
+
+    media_type: str
+    data: bytes
+
+    def text(self) -> str:
+        """The text, in the encoding that browsers would take."""
+        return html_to_unicode(self.media_type, self.data, auto_detect_fun=_detect)[1]
+
+
+def _detect(data: bytes) -> str:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "cp1252"  # as in browsers
+    return "utf-8"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A page as it was last fetched."""
+
+    digest: str
+    etag: str
+    modified: str
+    time: float
+    """Unix time of the last answer that carried the body."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What this crawl was answered by an address, without the body."""
+
+    url: str
+    status: int
+    digest: str
+    """Of the page's body, which is an older one where the fault may pass; empty without a page."""
+    reason: str
+    detail: str
+    referrer: str
+    role: Role
+
+
+class Pages:
+    """The store, open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One thread at a time uses it, but not always the same.
+        self._db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+        self._pack = zstandard.ZstdCompressor(level=1)
+        self._unpack = zstandard.ZstdDecompressor()
+
+    def __enter__(self) -> "Pages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def body(self, digest: str) -> Body | None:
+        row = self._db.execute(
+            "SELECT media_type, body FROM bodies WHERE digest = ?", (digest,)
+        ).fetchone()
+        return None if row is None else Body(row[0], self._unpack.decompress(row[1]))
+
+    def begin(self, source: str) -> "Crawl":
+        """The crawl of this source that was killed, or a new one."""
+        since = time.time() - RESUME_WITHIN_S
+        row = self._db.execute(
+            "SELECT id FROM crawls WHERE source = ? AND NOT ended AND began > ? "
+            "ORDER BY id DESC LIMIT 1",
+            (source, since),
+        ).fetchone()
+        if row is None:
+            made = "INSERT INTO crawls (source, began) VALUES (?, ?) RETURNING id"
+            row = self._db.execute(made, (source, time.time())).fetchone()
+        return Crawl(self, source, row[0])
+
+    def crawl(self, source: str, number: int) -> "Crawl":
+        """A crawl that another process began."""
+        return Crawl(self, source, number)
+
+    def keep(self, source: str, crawl: int, answers: Iterable[Answer]) -> None:
+        now = time.time()
+        # Packed before the transaction, which holds every other writer up.
+        rows = [(answer, self._packed(answer)) for answer in answers]
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for answer, packed in rows:
+                digest = self._keep_page(source, answer, packed, now)
+                self._db.execute(
+                    "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        *(source, answer.url, crawl, now, answer.role, answer.status, digest),
+                        *(answer.reason, answer.detail, answer.referrer),
+                    ),
+                )
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _packed(self, answer: Answer) -> tuple[str, bytes] | None:
+        if answer.body is None:
+            return None
+        digest = hashlib.sha256(answer.media_type.encode() + b"\n")
+        digest.update(answer.body)
+        return digest.hexdigest(), self._pack.compress(answer.body)
+
+    def _keep_page(
+        self, source: str, answer: Answer, packed: tuple[str, bytes] | None, now: float
+    ) -> str:
+        """Bring the known page up to the answer; its digest, empty where there is none."""
+        key = (source, answer.url)
+        if packed is not None:
+            digest, body = packed
+            row = (digest, answer.media_type, body)
+            self._db.execute("INSERT OR IGNORE INTO bodies VALUES (?, ?, ?)", row)
+            self._db.execute(
+                "INSERT OR REPLACE INTO pages VALUES (?, ?, ?, ?, ?, ?)",
+                (*key, digest, answer.etag, answer.modified, now),
+            )
+            return digest
+        if not answer.unchanged and not answer.passing:
+            self._db.execute("DELETE FROM pages WHERE source = ? AND url = ?", key)
+            return ""
+        known = self.known(*key)
+        return known.digest if known else ""
+
+    def known(self, source: str, url: str) -> Known | None:
+        row = self._db.execute(
+            "SELECT digest, etag, modified, time FROM pages WHERE source = ? AND url = ?",
+            (source, url),
+        ).fetchone()
+        return Known(*row) if row else None
+
+    def answered(self, source: str, crawl: int, url: str) -> Answered | None:
+        row = self._db.execute(
+            "SELECT url, status, digest, reason, detail, referrer, role FROM answers "
+            "WHERE source = ? AND url = ? AND crawl = ?",
+            (source, url, crawl),
+        ).fetchone()
+        return Answered(*row) if row else None
+
+    def all_answered(self, source: str, crawl: int) -> Iterator[Answered]:
+        rows = self._db.execute(
+            "SELECT url, status, digest, reason, detail, referrer, role FROM answers "
+            "WHERE source = ? AND crawl = ? ORDER BY url",
+            (source, crawl),
+        )
+        return (Answered(*row) for row in rows)
+
+    def end(self, source: str, crawl: int, whole: bool) -> None:
+        """End a crawl; after a whole one nothing is known but what it has been answered."""
+        self._db.execute("BEGIN IMMEDIATE")
+        if whole:
+            of_crawl = "SELECT url FROM answers WHERE source = ?1 AND crawl = ?2"
+            gone = f"DELETE FROM pages WHERE source = ?1 AND url NOT IN ({of_crawl})"  # noqa: S608
+            self._db.execute(gone, (source, crawl))
+            self._db.execute("DELETE FROM answers WHERE source = ? AND crawl <> ?", (source, crawl))
+        self._db.execute("UPDATE crawls SET ended = 1 WHERE source = ?", (source,))
+        self._db.execute("COMMIT")
+
+
+@dataclass(frozen=True)
+class Crawl:
+    """One refresh of one source, which goes on where a killed one stopped."""
+
+    pages: Pages
+    source: str
+    number: int
+
+    def answered(self, url: str) -> Answered | None:
+        """What this crawl was answered already, before it was killed."""
+        return self.pages.answered(self.source, self.number, url)
+
+    def known(self, url: str) -> Known | None:
+        """The page as this or an earlier crawl fetched it."""
+        return self.pages.known(self.source, url)
+
+    def keep(self, *answers: Answer) -> None:
+        """On the disk when this returns."""
+        self.pages.keep(self.source, self.number, answers)
+
+    def body(self, digest: str) -> Body | None:
+        return self.pages.body(digest)
+
+    def all_answered(self) -> Iterator[Answered]:
+        return self.pages.all_answered(self.source, self.number)
+
+    def end(self, whole: bool) -> None:
+        self.pages.end(self.source, self.number, whole)

@@ -1,0 +1,59 @@
+"""The section `crawl`: how politely and how far a source is fetched, and what makes a document."""
+
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from stages.core import config
+
+
+def _regular_expression(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise PydanticCustomError(
+            "regular_expression", "not a regular expression: {why}", {"why": str(error)}
+        ) from None
+    return pattern
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise PydanticCustomError(
+            "address", "expected an address such as https://example.org/docs/"
+        )
+    return url
+
+
+Pattern = Annotated[str, AfterValidator(_regular_expression)]
+Address = Annotated[str, AfterValidator(_address)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Config(config.Base):
+    max_pages: Annotated[int, Field(gt=0)]
+    """Most addresses that a crawl asks for."""
+    max_depth: Annotated[int, Field(ge=0)]
+    """Longest way from the start page, in links."""
+    concurrent_requests: Annotated[int, Field(gt=0)]
+    """Requests under way to a host at the same time."""
+    delay_s: Annotated[float, Field(ge=0)]
+    """Pause between two requests to a host, in seconds; a served folder is read without it."""
+    timeout_s: Annotated[float, Field(gt=0)]
+    """Longest wait for one page, in seconds; a page is tried three times."""
+    user_agent: Annotated[str, Field(min_length=1)]
+    """How the crawler names itself to sites, with an address where its operator is told of."""
+    obey_robots: bool
+    """Whether the site's robots.txt is obeyed, its crawl delay included."""
+    min_chars: Annotated[int, Field(ge=0)]
+    """Shortest text that makes a page a document, in characters of Markdown."""
+    max_reject_rate: Annotated[float, Field(ge=0, le=1)]
+    """Largest share of pages that may fail or be too short before the crawl counts as failed."""
+
+
+FETCH = ("max_pages", "max_depth", "user_agent", "obey_robots")
+"""The keys that decide what a refresh fetches: one of them changed, a snapshot is out of date."""

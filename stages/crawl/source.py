@@ -1,0 +1,82 @@
+"""The section `source`: of what kind it is, and what each kind does."""
+
+from collections import Counter
+from collections.abc import Generator
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from stages.core import config
+from stages.core.records import identify
+from stages.crawl import web
+from stages.crawl.page import Page
+from stages.crawl.pages import Answered, Body, Crawl
+from stages.crawl.settings import FETCH, Config
+from stages.crawl.web import Web
+
+Single: TypeAlias = Web
+"""`Files`, `Code` and `Table` become variants of a union told apart by `kind`."""
+
+
+class Many(config.Base):
+    """Several sources, of any kinds."""
+
+    kind: Literal["many"]
+    sources: Annotated[list[Single], Field(min_length=1)]
+    """The sources, each with a name of its own."""
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> "Many":
+        twice = [name for name, n in Counter(part.name for part in self.sources).items() if n > 1]
+        if twice:
+            raise PydanticCustomError(
+                "names", "two sources are named {name}: each needs its own", {"name": twice[0]}
+            )
+        return self
+
+
+Source = Annotated[Web | Many, Field(discriminator="kind")]
+
+
+def parts(source: Source) -> list[Single]:
+    """The sources that a source is made of."""
+    return source.sources if isinstance(source, Many) else [source]
+
+
+def digest(cfg: Config, source: Single) -> str:
+    """Of all that decides what is fetched."""
+    return identify(source.model_dump(), cfg.model_dump(include=set(FETCH)))
+
+
+def is_local(source: Single) -> bool:
+    """Is it read by the stage itself, on this machine, without a snapshot?"""
+    return isinstance(source, Web) and source.serve_dir is not None and source.url is None
+
+
+def fetch(cfg: Config, source: Single, crawl: Crawl) -> Generator[int, None, dict[str, int]]:
+    """Bring what the source holds into the crawl; at each address, how many are known so far.
+
+    In the end, how many addresses were left out, by the limit.
+    """
+    return web.fetch(cfg, source, crawl)
+
+
+def parse(source: Single, address: str, body: Body) -> list[Page]:
+    """The pages that stand at an address; UnreadableError where there are none."""
+    return web.parse(source, address, body)
+
+
+def publish(source: Single, address: str) -> str:
+    """The address as readers know it."""
+    return web.publish(source, address)
+
+
+def explain(source: Single, answered: Answered) -> str:
+    """What is to be said of an address that gave no page."""
+    return web.explain(source, answered)
+
+
+def place(source: Single) -> str:
+    """The key and the value that say where the source is, as an error names them."""
+    return web.place(source)

@@ -1,0 +1,217 @@
+"""Web sites: fetched by a spider in a process of its own, and each page parsed to Markdown."""
+
+import contextlib
+import functools
+import http.server
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Generator, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from stages.core import config, store
+from stages.core.errors import PipelineError
+from stages.crawl.extract import extract
+from stages.crawl.page import Page, UnreadableError
+from stages.crawl.pages import Answered, Body, Crawl
+from stages.crawl.settings import Address, Config, Name, Pattern
+from stages.crawl.site import Filter, Site
+
+
+class Web(config.Base):
+    """A web site, or a folder of HTML that is served on this machine while it is crawled."""
+
+    kind: Literal["web"]
+    name: Name
+    """Name of the source, which every document carries and which is part of its id."""
+    url: Address | None
+    """Address of the start page; the crawl stays on its host and under its folder."""
+    serve_dir: str | None
+    """Folder of HTML to serve on a free local port and crawl in place of `url`."""
+    public_url: Address | None
+    """Address that takes the place of the crawled site's in documents, links and citations."""
+    include: list[Pattern]
+    """Regular expressions on a URL's path: a page is fetched if one matches, or none is given."""
+    exclude: list[Pattern]
+    """Regular expressions on a URL's path: a page is left alone if one of them matches."""
+
+
+# --- fetching ----------------------------------------------------------------------------------
+
+
+def fetch(cfg: Config, source: Web, crawl: Crawl) -> Generator[int, None, dict[str, int]]:
+    """Bring the site into the crawl's pages; at each address, how many are known so far.
+
+    In the end, how many addresses were left out, by the limit.
+    """
+    left: dict[str, int] = {}
+    with _served(source) as start:
+        order = {
+            "pages": str(crawl.pages.path),
+            "source": crawl.source,
+            "crawl": crawl.number,
+            "start": start,
+            "public": source.public_url,
+            "local": source.serve_dir is not None,
+            "include": source.include,
+            "exclude": source.exclude,
+            **cfg.model_dump(exclude={"min_chars", "max_reject_rate"}),
+            "delay_s": 0.0 if source.serve_dir is not None else cfg.delay_s,
+        }
+        for done, row in enumerate(_rows(order), 1):
+            if done == 1:
+                _check_start(row, source, cfg)
+            if row["kind"] == "end":
+                left = row["left"]
+            else:
+                yield row["total"]
+    return left
+
+
+def _rows(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The spider's rows as they come. It ends with this process: its stdin closes."""
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "stages.crawl.spider"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            encoding="utf-8",
+            cwd=Path(__file__).resolve().parents[2],  # where `stages` is found
+        ) as spider,
+    ):
+        assert spider.stdin is not None and spider.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):  # then it says why
+                spider.stdin.write(json.dumps(order) + "\n")
+                spider.stdin.flush()
+            for line in spider.stdout:
+                row = json.loads(line)
+                yield row
+                if row["kind"] == "end":
+                    return
+            spider.wait()
+            errors.seek(0)
+            said = errors.read()[-2000:]
+            raise RuntimeError(f"the spider ended early (status {spider.returncode}):\n{said}")
+        finally:
+            spider.kill()
+
+
+@contextlib.contextmanager
+def _served(source: Web) -> Iterator[str]:
+    """The address of the start page; a folder is served as long as this lasts."""
+    if source.url is not None and source.serve_dir is not None:
+        raise PipelineError(f"source.url: {source.url!r}: set this or source.serve_dir to null")
+    if source.url is not None:
+        yield source.url
+        return
+    if source.serve_dir is None:
+        raise PipelineError("source.url: required: the address of the site's start page")
+    if source.public_url is None:
+        raise PipelineError("source.public_url: required beside source.serve_dir: links lead there")
+    folder = store.locate(source.serve_dir, "source.serve_dir").resolve()
+    if not (folder / "index.html").is_file():
+        raise PipelineError(
+            f"source.serve_dir: {source.serve_dir!r}: expected a folder with an index.html"
+        )
+    answer = functools.partial(_Folder, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Folder(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder's files, without a word."""
+
+    protocol_version = "HTTP/1.1"
+
+    def list_directory(self, path: object) -> None:
+        self.send_error(HTTPStatus.NOT_FOUND)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def _check_start(row: dict[str, Any], source: Web, cfg: Config) -> None:
+    """Raise if the crawl's first row says that there is no start page."""
+    if not row["reason"] or row["reason"] == "redirect":
+        return
+    host = urlsplit(row["url"]).netloc
+    match row["reason"]:
+        case "refused":
+            said = f"{host} refuses the connection: check the address, and that the site is up"
+        case "unknown_host":
+            said = f"no host {urlsplit(row['url']).hostname}: check the address and the network"
+        case "timeout":
+            said = f"no answer in {cfg.timeout_s:g} s: check the address, or raise crawl.timeout_s"
+        case "robots":
+            said = "the site's robots.txt forbids it: ask its owner, or set crawl.obey_robots=false"
+        case "outside":
+            said = f"leads out of the source, to {row['detail']}: set source.url to that address"
+        case "not_html":
+            said = f"answers with {row['detail'] or 'no content type'}: expected an HTML page"
+        case reason if reason.startswith("robots_"):
+            said = (
+                f"robots.txt answers {reason.removeprefix('robots_')}, which forbids everything: "
+                "try later, or set crawl.obey_robots=false"
+            )
+        case reason if reason.startswith("http_"):
+            said = f"answers {reason.removeprefix('http_')}: expected a page to start from"
+        case reason:
+            said = f"{reason.replace('_', ' ')}: {row['detail']}: check the address"
+    raise PipelineError(f"{place(source)}: {said}")
+
+
+def place(source: Web) -> str:
+    """The key and the value that say where the site is, as an error names them."""
+    if source.url is not None:
+        return f"source.url: {source.url!r}"
+    return f"source.serve_dir: {source.serve_dir!r}"
+
+
+# --- parsing -----------------------------------------------------------------------------------
+
+
+def parse(source: Web, address: str, body: Body) -> list[Page]:
+    """The page at an address."""
+    if not Filter.of(source.include, source.exclude).keeps(address):
+        raise UnreadableError("excluded")  # the start page, which is read for its links
+    site = _site(source, address)
+    return [extract(body.text(), address, site)]
+
+
+def publish(source: Web, address: str) -> str:
+    """The address as readers know it."""
+    return _site(source, address).publish(address) or address
+
+
+def explain(source: Web, answered: Answered) -> str:
+    """What a reject says beside its address; never the crawled address where it is not public."""
+    site = _site(source, answered.url)
+    match answered.reason:
+        case "redirect":
+            return f"to {site.publish(answered.detail)}"
+        case "outside":
+            return f"leads to {site.publish(answered.detail) or 'a page outside of the source'}"
+        case "not_html":
+            return answered.detail
+        case _:
+            return f"linked from {site.publish(answered.referrer)}" if answered.referrer else ""
+
+
+def _site(source: Web, address: str) -> Site:
+    parts = urlsplit(address)
+    # A folder is served on another port each time.
+    return Site.around(source.url or f"{parts.scheme}://{parts.netloc}/", source.public_url)
