@@ -68,14 +68,45 @@ def _page(section: str, schema: Any) -> str:
         if kind is not None:
             text.append(f"## Keys of {section} where kind is {kind}")
             text.append(" ".join((variant.__doc__ or "").split()))
-        text.append(
-            "| key | type | default | meaning |\n|---|---|---|---|\n"
-            + "\n".join(
-                f"| `{key}` | {kind_of} | {default} | {meaning} |"
-                for key, kind_of, default, meaning in _rows(section, variant, chosen)
-            )
-        )
+        text.append(_table(_rows(section, variant, chosen)))
+    text += [
+        part for key, nested in _nested(schema).items() for part in _group(section, key, nested)
+    ]
     return "\n\n".join(text) + "\n"
+
+
+def _table(rows: list[tuple[str, str, str, str]]) -> str:
+    lines = [
+        f"| `{key}` | {kind} | {default} | {meaning} |" for key, kind, default, meaning in rows
+    ]
+    return "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(lines)
+
+
+def _nested(schema: Any) -> dict[str, list[Any]]:
+    """The fields that are a choice of sections, with a folder of options in conf/ each."""
+    found = {}
+    for variant in _variants(schema):
+        for name, field in variant.model_fields.items():
+            several = [v for v in _variants(field.annotation) if _is_section(v)]
+            if len(several) > 1:
+                found[name] = several
+    return found
+
+
+def _group(section: str, key: str, nested: list[Any]) -> list[str]:
+    folder = Path("conf", section, key)
+    values = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yaml"))}
+    text = []
+    for variant in nested:
+        kind = _kind(variant)
+        chosen = {name: value for name, value in values.items() if value.get("kind") == kind}
+        options = ", ".join(f"`{section}/{key}={name}`" for name in chosen)
+        text.append(f"## Keys of {section}.{key} where kind is {kind}")
+        words = " ".join((variant.__doc__ or "").split())
+        text.append(f"{words} {'Its option is' if options else ''} {options}.".replace("  .", ""))
+        if rows := _rows(f"{section}.{key}", variant, chosen):
+            text.append(_table(rows))
+    return text
 
 
 def _rows(prefix: str, schema: Any, options: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -91,6 +122,8 @@ def _rows(prefix: str, schema: Any, options: dict[str, Any]) -> list[tuple[str, 
         if name == "kind" or name in inherited:
             continue
         given = {o: v[name] for o, v in options.items() if isinstance(v, dict) and name in v}
+        if name in _nested(schema):
+            continue
         inner = [
             a for a in (field.annotation, *typing.get_args(field.annotation)) if _is_section(a)
         ]

@@ -16,7 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 DAG = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
 SECTIONS = [group for group in GROUPS if group != "experiment"]
-OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted((ROOT / "conf").glob("*/*.yaml"))]
+OPTIONS = [
+    f"{path.parent.relative_to(ROOT / 'conf').as_posix()}={path.stem}"
+    for depth in ("*/*.yaml", "*/*/*.yaml")
+    for path in sorted((ROOT / "conf").glob(depth))
+    # Formats and prompts stand beside each other under names: there is no one of them to choose.
+    if path.parent.parent.name != "synthesize"
+]
 
 
 @pytest.fixture(autouse=True)

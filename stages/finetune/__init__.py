@@ -12,7 +12,7 @@ from stages.core import model as base
 from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import Assignment, Document, Example, Reject, identify
-from stages.finetune import recipe, scratch, trainer
+from stages.finetune import launching, recipe, scratch, trainer
 from stages.finetune.recipe import Config
 
 __all__ = ["Config", "run"]
@@ -74,16 +74,14 @@ def run(
 
 def tune(cfg: Config, model: base.Config, out: Path, places: dict[str, Path]) -> trainer.Report:
     """Train by out/axolotl.yaml, resuming a checkpoint of this very training if there is one."""
-    key = identify(
-        *(store.digest(out / name) for name in INPUTS if (out / name).exists()),
-        *map(fingerprint, places.values()),
-    )
+    key = training_key(cfg, out, places)
     work = store.cache("training", key)
     axolotl = partial(
         trainer.axolotl,
         cfg.python,
         out / "axolotl.yaml",
         work,
+        launcher=cfg.launcher,
         offline=not isinstance(model, base.Hub),
     )
     trained = work / "model"
@@ -91,11 +89,13 @@ def tune(cfg: Config, model: base.Config, out: Path, places: dict[str, Path]) ->
     with filelock.FileLock(work.with_name(f"{key}.lock")):
         if not cfg.save_steps:
             shutil.rmtree(work, ignore_errors=True)  # of a training that was killed
+        trainer.ready(work)
         progress.note("instruction tuning; Axolotl starts in half a minute")
         report = axolotl(
             "tune",
             places | {"output_dir": trained, "dataset_prepared_path": work / "prepared"},
             num_processes=cfg.num_processes,
+            is_distributed=True,
         )
         if isinstance(cfg, recipe.Lora):
             progress.note("merging the adapter into the weights")
@@ -108,6 +108,20 @@ def tune(cfg: Config, model: base.Config, out: Path, places: dict[str, Path]) ->
 
 INPUTS = ("axolotl.yaml", "train.jsonl", "validation.jsonl", "base")
 """What of a stage's folder shapes the tuning."""
+
+
+def training_key(cfg: Config, out: Path, places: dict[str, Path]) -> str:
+    """Names all that shapes a training, so that no other one's checkpoint is gone on from.
+
+    Not where it runs: a training that was begun here may go on as a job of a cluster.
+    """
+    return identify(
+        *((name, store.digest(out / name)) for name in INPUTS if (out / name).exists()),
+        *map(fingerprint, places.values()),
+        [store.digest(path) for path in sorted(trainer.ENVIRONMENT.glob("*.py"))],
+        launching.versions(cfg.launcher, cfg.python),
+        cfg.num_processes * launching.num_nodes(cfg.launcher),
+    )
 
 
 def fingerprint(folder: Path) -> str:

@@ -8,13 +8,16 @@ from pydantic import Field
 from stages.core import config
 from stages.core import model as base
 from stages.core.errors import PipelineError
+from stages.finetune import launching
 
 
 class Training(config.Base):
     python: str
     """Command that starts Python in the model environment, where Axolotl runs."""
+    launcher: launching.Config
+    """Where the training runs."""
     num_processes: Annotated[int, Field(ge=1)]
-    """Training processes: one per GPU, or gloo processes that share the cores of a CPU."""
+    """Training processes of one machine: one per GPU, or gloo processes that share its cores."""
     deepspeed: Literal["zero1", "zero2", "zero3"] | None
     """DeepSpeed's ZeRO stage (zero1, zero2 or zero3), or null to train without DeepSpeed."""
     learning_rate: Annotated[float, Field(gt=0)]
@@ -27,8 +30,9 @@ class Training(config.Base):
     """Micro-batches whose gradients are summed for one step of the optimizer."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
     """Share of the steps in which the learning rate rises from zero to its peak."""
-    save_steps: Annotated[int, Field(ge=1)] | None
-    """Steps between checkpoints that an interrupted training resumes from; null makes none."""
+    save_steps: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None
+    """Steps between checkpoints that an interrupted training resumes from, as a number or as a
+    share of all steps; null makes none."""
     max_reject_rate: Annotated[float, Field(ge=0, le=1)]
     """Largest share of examples that may exceed the context before the stage fails."""
     seed: int

@@ -66,6 +66,7 @@ def pretrain(
         work,
         "base",
         {"output_dir": work / "base", "dataset_prepared_path": work / "prepared"},
+        launcher=cfg.launcher,
         prefix="base_",
     )
     trainer.collect(work / "base", made / "model")

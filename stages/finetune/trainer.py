@@ -1,27 +1,18 @@
 """From a rendered YAML to a trained folder: launch Axolotl, hear its report, name its failure."""
 
-import contextlib
-import ctypes
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from stages.core import progress, store
 from stages.core.errors import PipelineError
+from stages.finetune import checkpoints, failures, launching
+from stages.finetune.launching import ENVIRONMENT, HERE, Job
 
-ENVIRONMENT = Path(__file__).with_name("environment")
-"""What runs in the model environment: the Axolotl plugin."""
+__all__ = ["ENVIRONMENT", "Report", "axolotl", "collect"]
 
 
 @dataclass
@@ -66,7 +57,9 @@ def axolotl(
     places: Mapping[str, Path],
     *,
     module: str = "axolotl.cli.train",
+    launcher: launching.Config = HERE,
     num_processes: int = 1,
+    is_distributed: bool = False,
     offline: bool = True,
     prefix: str = "",
 ) -> Report:
@@ -76,18 +69,12 @@ def axolotl(
     failure, with the report in it; the log is .cache/logs/finetune-<name>.log.
     """
     work.mkdir(parents=True, exist_ok=True)
-    log = store.workspace("logs", f"finetune-{name}.log")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
-    arguments = [
-        *store.interpreter(python, "finetune.python"),
-        *((*torchrun, str(num_processes)) if num_processes > 1 else ()),
-        *("-m", module, recipe.name),
-        *(f"--{key}={path}" for key, path in sorted(places.items())),
-    ]
-    environment = os.environ | variables(num_processes, offline)
-    environment["DOCENT_REPORT"] = str(work / f"{name}.jsonl")
-    environment["HF_DATASETS_CACHE"] = str(work / "datasets")
-    rows, report = Rows(work / f"{name}.jsonl"), Report()
+    task = job(python, recipe, work, name, places, module, num_processes, is_distributed, offline)
+    rows, report = Rows(task.report), Report()
+    rows.mend()
+    for row in rows.new():  # of attempts before this one
+        report.hear(row)
+    report.error = ""
 
     def tick() -> None:
         for row in rows.new():
@@ -96,97 +83,56 @@ def axolotl(
                 figures = {prefix + key: row[key] for key in FIGURES if key in row}
                 progress.step(row["step"], row["total"], "steps", **figures)
 
-    code = watch(arguments, recipe.parent, environment, log, tick)
+    code = launching.run(launcher, task, tick)
     if code != 0:
-        said = report.error or decisive(log.read_text(errors="replace"))
-        raise PipelineError(f"Axolotl failed: {said} (log: {log.relative_to(Path.cwd())})")
+        log = task.log.read_text(errors="replace") if task.log.exists() else ""
+        said = failures.explain(report.error, code, log)
+        place = task.log.relative_to(Path.cwd())
+        raise PipelineError(f"Axolotl failed: {said} (log: {place})")
     return report
+
+
+def job(
+    python: str,
+    recipe: Path,
+    work: Path,
+    name: str,
+    places: Mapping[str, Path],
+    module: str,
+    num_processes: int,
+    is_distributed: bool,
+    offline: bool,
+) -> Job:
+    """One command of Axolotl's, for a launcher."""
+    return Job(
+        module=module,
+        arguments=(recipe.name, *(f"--{key}={path}" for key, path in sorted(places.items()))),
+        folder=recipe.parent,
+        work=work,
+        name=name,
+        log=store.workspace("logs", f"finetune-{name}.log"),
+        python=python,
+        num_processes=num_processes,
+        reads=tuple(path for path in places.values() if path.is_absolute() and path.is_dir()),
+        offline=offline,
+        is_distributed=is_distributed,
+    )
 
 
 FIGURES = ("loss", "eval_loss", "learning_rate", "tokens")
 
 
-def variables(num_processes: int, offline: bool) -> dict[str, str]:
-    """Axolotl's environment: no telemetry, and each process its share of the cores."""
-    paths = [str(ENVIRONMENT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    shared = {
-        "AXOLOTL_DO_NOT_TRACK": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": os.pathsep.join(paths),
-        # Threads that spin while they wait made training five times slower on a busy machine, such
-        # as one that runs several points of a sweep.
-        "OMP_WAIT_POLICY": "passive",
-        "OMP_NUM_THREADS": str(max(1, num_cores() // num_processes)),
-    }
-    if num_processes == 1:
-        shared |= ALONE
-    return shared | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+def ready(work: Path) -> None:
+    """Make a training's folder fit to go on with: torn checkpoints go aside, so do prepared files.
 
-
-ALONE = {
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-    "WORLD_SIZE": "1",
-    "LOCAL_WORLD_SIZE": "1",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "0",
-}
-"""What torchrun tells a process that is the only one; torchrun itself takes seconds to start."""
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def watch(
-    arguments: Sequence[str],
-    folder: Path,
-    environment: dict[str, str],
-    log: Path,
-    tick: Callable[[], None],
-) -> int:
-    """Run a command, call `tick` five times a second and once after its end; its exit code.
-
-    Whatever ends us ends it, and all that it has started.
+    What Axolotl has prepared may be as torn as a checkpoint, and bears no mark of being whole.
     """
-    with log.open("wb") as output:
-        process = psutil.Popen(
-            list(arguments),
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # Ctrl-C reaches us alone: Axolotl would save half a model and call it a success.
-            start_new_session=True,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
-        )
-    try:
-        while process.poll() is None:
-            tick()
-            time.sleep(0.2)
-        tick()
-        return int(process.returncode)
-    finally:
-        end(process)
-
-
-def die_with_parent() -> None:
-    """In the child, between fork and exec: SIGTERM when the thread that started it is gone."""
-    LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-LIBC = ctypes.CDLL(None)
-
-
-def end(process: psutil.Process) -> None:
-    """End a process and its descendants; nothing if it has ended."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        store.end_processes([*process.children(recursive=True), process])
+    for name in ("prepared", "datasets"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    for name, fault in checkpoints.set_aside(work / "model", work / "torn").items():
+        progress.note(f"{name} is not gone on from: {fault}")
+    if steps := checkpoints.numbered(work / "model"):
+        progress.note(f"going on from step {max(steps)}")
 
 
 class Rows:
@@ -195,6 +141,14 @@ class Rows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
+
+    def mend(self) -> None:
+        """Cut off a line that a killed writer left unfinished: the next would go on in it."""
+        if self.path.exists():
+            whole = self.path.read_bytes()
+            if whole and not whole.endswith(b"\n"):
+                with self.path.open("r+b") as file:
+                    file.truncate(whole.rfind(b"\n") + 1)
 
     def new(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():
@@ -206,27 +160,6 @@ class Rows:
                     return
                 self.position += len(line)
                 yield json.loads(line)
-
-
-TRACEBACK = re.compile(
-    r"^Traceback \(most recent call last\):$.*?^(?P<said>[^\s].*?)"
-    r"(?=^\s*$|^\[|^[WEI]\d{4} |^Traceback|\Z)",
-    re.MULTILINE | re.DOTALL,
-)
-
-
-def decisive(log: str) -> str:
-    """The line of a trainer's log that says why it failed: its last own exception, in one line.
-
-    torchrun adds a traceback of its own that says only that a process failed.
-    """
-    log = re.sub(r"^\[rank\d+\]: ?", "", log, flags=re.MULTILINE)
-    said = [" ".join(match["said"].split()) for match in TRACEBACK.finditer(log)]
-    own = [line for line in said if not re.match(r"[\w.]*ChildFailedError", line)]
-    if own:
-        return own[-1][:500]
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "it said nothing"
 
 
 MODEL_FILES = (
@@ -249,6 +182,12 @@ def collect(trained: Path, folder: Path) -> None:
     files = sorted({file for pattern in MODEL_FILES for file in trained.glob(pattern)})
     if not any(file.suffix == ".safetensors" for file in files):
         raise PipelineError(f"{trained}: Axolotl ended well but left no *.safetensors there")
+    for file in files:
+        if file.suffix == ".safetensors" and (fault := checkpoints.tensors_fault(file)):
+            raise PipelineError(
+                f"{file}: {file.name} {fault}, and is not exported: lower finetune.learning_rate, "
+                "or look at the disk"
+            )
     folder.mkdir(parents=True)
     for file in files:
         shutil.copyfile(file, folder / file.name)

@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from axolotl.integrations.base import (  # type: ignore[import-not-found]
 )
 from transformers import TrainerCallback, set_seed  # type: ignore[import-not-found]
 
+SEAL = "docent.json"
+"""Of a checkpoint; stages/finetune/checkpoints.py reads it."""
 LORA_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
 
@@ -97,16 +100,38 @@ class Plugin(BasePlugin):  # type: ignore[misc]
         return [Reporter()]
 
     def post_train(self, cfg: Any, model: Any) -> None:
-        bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
-        if bad:
-            fail(f"the trained weights are not finite (first: {bad[0]}): lower the learning rate")
+        check_finite(model, "the trained weights")
         model.generation_config.do_sample = self.do_sample
         # Off while training; saved so, a server would compute each token from the start again.
         model.generation_config.use_cache = model.config.use_cache = True
 
 
+def check_finite(model: Any, what: str) -> None:
+    """End the training where this process holds a weight that is no number."""
+    for name, parameter in model.named_parameters():
+        # Under ZeRO-3 a parameter is empty, and this process's part of it beside it.
+        if not torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all():
+            fail(f"{what} are not finite (first: {name}): lower the learning rate")
+
+
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Each log of the trainer as a row of the report; a loss that is no number ends it."""
+    """Each log of the trainer as a row of the report; a loss that is no number ends it.
+
+    It also sees that a checkpoint has room, and seals it once it is whole and on the disk.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kept: Any) -> None:
+        if control.should_save:
+            # The next log is a mean from here on whether or not the training is interrupted.
+            control.should_log = True
+            check_room(Path(args.output_dir), kept["model"])
+
+    def on_save(self, args: Any, state: Any, control: Any, **kept: Any) -> None:
+        check_finite(kept["model"], f"the weights at step {state.global_step}")
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # each process has written its own files
+        if os.environ.get("RANK", "0") == "0":
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -130,6 +155,42 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                 tokens=int(state.num_input_tokens_seen),
                 **figures,
             )
+
+
+def check_room(folder: Path, model: Any) -> None:
+    """End the training before a checkpoint that the disk cannot hold; one line says how much."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    last = max(folder.glob(f"checkpoint-*/{SEAL}"), key=os.path.getmtime, default=None)
+    if last:
+        needed = sum(json.loads(last.read_text()).values())
+    else:  # the weights, and two more numbers for each that is trained
+        sizes = [(getattr(p, "ds_numel", p.numel()), p) for p in model.parameters()]
+        trained = sum(8 * count for count, p in sizes if p.requires_grad)
+        is_adapter = any(not p.requires_grad for _, p in sizes)
+        kept = sum(n * p.element_size() for n, p in sizes if p.requires_grad or not is_adapter)
+        needed = kept + trained
+    free = shutil.disk_usage(folder).free
+    if free < 1.05 * needed:
+        fail(
+            f"No space left on device: a checkpoint takes {needed / 1e9:.3g} GB, and "
+            f"{free / 1e9:.3g} GB are free in {folder}"
+        )
+
+
+def seal(checkpoint: Path) -> None:
+    """See a checkpoint onto the disk, then say in it how large each of its files is."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+    beside = checkpoint / f".{SEAL}"
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(sizes, file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(checkpoint / SEAL)
 
 
 def refuse_unknown_keys(cfg: Any) -> None:

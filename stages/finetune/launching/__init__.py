@@ -1,0 +1,61 @@
+"""Where a command of Axolotl's runs: here, in a container, or on a cluster."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from stages.core import store
+from stages.finetune.launching import docker, local, slurm
+from stages.finetune.launching.docker import Docker
+from stages.finetune.launching.job import ENVIRONMENT, Job
+from stages.finetune.launching.local import HERE, Local
+from stages.finetune.launching.processes import Tick
+from stages.finetune.launching.slurm import Slurm
+
+__all__ = ["ENVIRONMENT", "HERE", "Config", "Docker", "Job", "Local", "Slurm", "render", "run"]
+
+Config = Annotated[Local | Docker | Slurm, Field(discriminator="kind")]
+
+
+def run(cfg: Config, job: Job, tick: Tick) -> int:
+    """Run the job to its end, calling `tick` meanwhile; its exit code."""
+    match cfg:
+        case Local():
+            return local.run(cfg, job, tick)
+        case Docker():
+            return docker.run(cfg, job, tick)
+        case Slurm():
+            return slurm.run(cfg, job, tick)
+
+
+def render(cfg: Config, job: Job) -> str:
+    """What `run` would run, for a shell."""
+    match cfg:
+        case Local():
+            return local.render(cfg, job)
+        case Docker():
+            return docker.render(cfg, job)
+        case Slurm():
+            return slurm.render(cfg, job)
+
+
+def num_nodes(cfg: Config) -> int:
+    return 1 if isinstance(cfg, Docker) else cfg.num_nodes
+
+
+def versions(cfg: Config, python: str) -> list[str]:
+    """What trains: the image, or the packages beside the interpreter that shape a training."""
+    if isinstance(cfg, Docker):
+        return [cfg.image]
+    packages = Path(store.interpreter(python, "finetune.python")[0]).parent.parent
+    found = packages.glob("lib/python*/site-packages/*.dist-info")
+    return sorted(path.stem for path in found if path.name.split("-")[0].lower() in SHAPING)
+
+
+SHAPING = frozenset(
+    (
+        *("accelerate", "axolotl", "bitsandbytes", "deepspeed", "flash_attn", "liger_kernel"),
+        *("peft", "torch", "transformers", "triton", "trl"),
+    )
+)
