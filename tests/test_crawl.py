@@ -111,7 +111,7 @@ def sections(**changes: Any) -> tuple[crawl.Config, crawl.Source]:
     """Both sections as shipped, with changes by key; no pause between requests."""
     params = {
         "crawl": yaml.safe_load((ROOT / "conf/crawl/default.yaml").read_text()) | {"delay_s": 0.0},
-        "source": yaml.safe_load((ROOT / "conf/source/web.yaml").read_text()),
+        "source": yaml.safe_load((ROOT / "conf/source/web.yaml").read_text()) | {"lists": []},
     }
     for key, value in changes.items():
         section = "crawl" if key in params["crawl"] else "source"

@@ -3,6 +3,7 @@
 It is the only part of the crawl that uses the network or looks at disks that change.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,26 +69,47 @@ def require(known: snapshot.Snapshot, cfg: Config, part: Single, path: Path) -> 
 
 def hold(cfg: Config, part: Single, pages: Pages, before: Held | None) -> tuple[Held, Crawl]:
     """Fetch one source; what it holds, and the crawl, which is still to be ended."""
-    crawl = pages.begin(part.name)
+    settings = source.digest(cfg, part)
+    crawl = pages.begin(part.name, settings)
     try:
-        left = _fetch(cfg, part, crawl)
+        held = _hold(cfg, part, crawl, before)
+        _check_gone(cfg, part, before, held)
     except PipelineError:
-        crawl.end(whole=False)  # a start page that failed is asked again
+        crawl.end(whole=False)  # what failed is asked again
         raise
+    return held, crawl
+
+
+def _hold(cfg: Config, part: Single, crawl: Crawl, before: Held | None) -> Held:
+    left = _fetch(cfg, part, crawl)
     rows = [row for row in crawl.all_answered() if row.role == "page"]
     found = {row.url: row.digest for row in rows if row.digest}
     left_out = {row.url: (row.reason, source.explain(part, row)) for row in rows if not row.digest}
     gone = dict(before.gone) if before else {}
     for url in before.pages if before else ():
         gone[url] = left_out[url][0] if url in left_out else "unlinked"
-    held = Held(
+    return Held(
         settings=source.digest(cfg, part),
         pages=found,
         left_out=left_out,
         gone={url: reason for url, reason in gone.items() if url not in found},
         not_fetched=left,
     )
-    return held, crawl
+
+
+def _check_gone(cfg: Config, part: Single, before: Held | None, held: Held) -> None:
+    """Raise if too much is gone at once, with equal settings: that is a site in trouble."""
+    if before is None or before.settings != held.settings:
+        return
+    reasons = Counter(held.gone[url] for url in before.pages if url not in held.pages)
+    rate = reasons.total() / max(len(before.pages), 1)
+    if rate > cfg.max_gone_rate:
+        told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        raise PipelineError(
+            f"crawl.max_gone_rate: {rate:.2f} of the pages of {part.name!r} are gone ({told}), "
+            f"more than {cfg.max_gone_rate:g}: look at the site, or set it to 1 for this refresh; "
+            "the snapshot is as it was"
+        )
 
 
 def _fetch(cfg: Config, part: Single, crawl: Crawl) -> dict[str, int]:

@@ -23,8 +23,8 @@ Role = Literal["page", "list"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS crawls (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, began REAL NOT NULL,
-  ended INTEGER NOT NULL DEFAULT 0
+  id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, settings TEXT NOT NULL,
+  began REAL NOT NULL, ended INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS answers (
   source TEXT NOT NULL, url TEXT NOT NULL, crawl INTEGER NOT NULL, time REAL NOT NULL,
@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS pages (
   etag TEXT NOT NULL, modified TEXT NOT NULL, time REAL NOT NULL,
   PRIMARY KEY (source, url)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS robots (origin TEXT PRIMARY KEY, time REAL NOT NULL, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS bodies (
   digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, body BLOB NOT NULL
 );
@@ -121,7 +122,7 @@ class Pages:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # One thread at a time uses it, but not always the same.
+        # SQLite itself lets one thread in at a time.
         self._db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
@@ -141,17 +142,17 @@ class Pages:
         ).fetchone()
         return None if row is None else Body(row[0], self._unpack.decompress(row[1]))
 
-    def begin(self, source: str) -> "Crawl":
-        """The crawl of this source that was killed, or a new one."""
-        since = time.time() - RESUME_WITHIN_S
+    def begin(self, source: str, settings: str) -> "Crawl":
+        """The crawl of this source with these settings that was killed, or a new one."""
+        now = time.time()
         row = self._db.execute(
-            "SELECT id FROM crawls WHERE source = ? AND NOT ended AND began > ? "
+            "SELECT id FROM crawls WHERE source = ? AND settings = ? AND NOT ended AND began > ? "
             "ORDER BY id DESC LIMIT 1",
-            (source, since),
+            (source, settings, now - RESUME_WITHIN_S),
         ).fetchone()
         if row is None:
-            made = "INSERT INTO crawls (source, began) VALUES (?, ?) RETURNING id"
-            row = self._db.execute(made, (source, time.time())).fetchone()
+            made = "INSERT INTO crawls (source, settings, began) VALUES (?, ?, ?) RETURNING id"
+            row = self._db.execute(made, (source, settings, now)).fetchone()
         return Crawl(self, source, row[0])
 
     def crawl(self, source: str, number: int) -> "Crawl":
@@ -228,6 +229,18 @@ class Pages:
         )
         return (Answered(*row) for row in rows)
 
+    def robots(self, origin: str, max_age_s: float) -> tuple[float, bytes] | None:
+        """When a host's robots.txt was read and what it says, unless that is too long ago."""
+        row = self._db.execute(
+            "SELECT time, body FROM robots WHERE origin = ? AND time > ?",
+            (origin, time.time() - max_age_s),
+        ).fetchone()
+        return row and (row[0], row[1])
+
+    def keep_robots(self, origin: str, body: bytes) -> None:
+        row = (origin, time.time(), body)
+        self._db.execute("INSERT OR REPLACE INTO robots VALUES (?, ?, ?)", row)
+
     def end(self, source: str, crawl: int, whole: bool) -> None:
         """End a crawl; after a whole one nothing is known but what it has been answered."""
         self._db.execute("BEGIN IMMEDIATE")
@@ -265,6 +278,12 @@ class Crawl:
 
     def all_answered(self) -> Iterator[Answered]:
         return self.pages.all_answered(self.source, self.number)
+
+    def robots(self, origin: str, max_age_s: float) -> tuple[float, bytes] | None:
+        return self.pages.robots(origin, max_age_s)
+
+    def keep_robots(self, origin: str, body: bytes) -> None:
+        self.pages.keep_robots(origin, body)
 
     def end(self, whole: bool) -> None:
         self.pages.end(self.source, self.number, whole)

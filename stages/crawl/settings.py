@@ -39,6 +39,8 @@ class Config(config.Base):
     """Most addresses that a crawl asks for."""
     max_depth: Annotated[int, Field(ge=0)]
     """Longest way from the start page, in links."""
+    max_alike: Annotated[int, Field(gt=0)]
+    """Most addresses that differ in their date or their query only: calendars, lists to filter."""
     concurrent_requests: Annotated[int, Field(gt=0)]
     """Requests under way to a host at the same time."""
     delay_s: Annotated[float, Field(ge=0)]
@@ -49,11 +51,15 @@ class Config(config.Base):
     """How the crawler names itself to sites, with an address where its operator is told of."""
     obey_robots: bool
     """Whether the site's robots.txt is obeyed, its crawl delay included."""
+    full_fetch_days: Annotated[float, Field(ge=0)]
+    """Age of a page, in days, from which a refresh does not believe that it is unchanged."""
+    max_gone_rate: Annotated[float, Field(ge=0, le=1)]
+    """Largest share of a source's pages that a refresh may find gone before it counts as failed."""
     min_chars: Annotated[int, Field(ge=0)]
     """Shortest text that makes a page a document, in characters of Markdown."""
     max_reject_rate: Annotated[float, Field(ge=0, le=1)]
     """Largest share of pages that may fail or be too short before the crawl counts as failed."""
 
 
-FETCH = ("max_pages", "max_depth", "user_agent", "obey_robots")
+FETCH = ("max_pages", "max_depth", "max_alike", "user_agent", "obey_robots")
 """The keys that decide what a refresh fetches: one of them changed, a snapshot is out of date."""

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 from selectolax.lexbor import LexborHTMLParser
 from w3lib.url import canonicalize_url
+
+from stages.crawl import traps
 
 NOT_PAGES = re.compile(
     r"\.("
@@ -19,6 +21,7 @@ NOT_PAGES = re.compile(
 )
 """Endings of addresses that are never pages; the others are told by their content type."""
 
+_LINKS = "a[href], area[href], link[rel~=canonical][href], link[rel~=next][href]"
 _REFRESH = re.compile(r"^\s*\d+\s*;\s*url\s*=\s*['\"]?([^'\"]+)", re.I)
 
 
@@ -62,7 +65,8 @@ class Site:
         if not f"{path}/".startswith(self.folder) or ".." in unquote(path).split("/"):
             return None
         # A path that is exactly the folder without its slash passes; a longer name does not.
-        spelled: str = canonicalize_url(urlunsplit(("", "", path, parts.query, "")))
+        path, query = traps.without_session(path, parts.query)
+        spelled: str = canonicalize_url(urlunsplit(("", "", path or "/", query, "")))
         return self.origin + spelled
 
     def publish(self, url: str) -> str | None:
@@ -79,20 +83,36 @@ class Site:
         except ValueError:
             return None
 
-    def links(self, tree: LexborHTMLParser, page: str) -> list[str]:
-        """The addresses inside the site that a page links to, sorted.
+    def resolve_on_host(self, href: str, base: str) -> str | None:
+        """The address of a sitemap or feed, which may lie outside of the folder."""
+        inside = self.resolve(href, base)
+        return inside or replace(self, folder="/", public=None).resolve(href, base)
+
+    def resolve_out(self, href: str, base: str) -> str | None:
+        """The address that a link leads to outside of the site; None for what is not public."""
+        try:
+            parts = urlsplit(urljoin(base, href.strip()))
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+                return None
+            _host(parts)
+        except ValueError:
+            return None
+        url: str = canonicalize_url(urlunsplit(parts._replace(fragment="")))
+        return url if self.publish(url) == url and self.resolve(url, url) is None else None
+
+    def hrefs(self, tree: LexborHTMLParser, page: str) -> list[tuple[str, str]]:
+        """The links of a page as they are written, each once, with what they are relative to.
 
         A page repeats most of its links, and spelling one anew is dear: they are told apart raw.
         """
-        hrefs = {node.attributes.get("href") for node in tree.css("a[href], area[href]")}
+        hrefs = {node.attributes.get("href") for node in tree.css(_LINKS)}
         for node in tree.css("meta[http-equiv][content]"):
             if (node.attributes.get("http-equiv") or "").lower() == "refresh":
                 target = _REFRESH.match(node.attributes.get("content") or "")
                 hrefs.add(target and target.group(1))
-        raw = {href.partition("#")[0].strip() for href in hrefs if href}
         base = base_of(tree, page)
-        urls = {self.resolve(href, base) for href in raw if href}
-        return sorted(url for url in urls if url and not NOT_PAGES.search(urlsplit(url).path))
+        raw = {href.partition("#")[0].strip() for href in hrefs if href}
+        return [(href, base) for href in raw if href]
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,24 @@ class Filter:
     def keeps(self, url: str) -> bool:
         path = urlsplit(url).path
         wanted = not self.include or any(pattern.search(path) for pattern in self.include)
-        return wanted and not any(pattern.search(path) for pattern in self.exclude)
+        return wanted and not self.excludes(url)
+
+    def excludes(self, url: str) -> bool:
+        path = urlsplit(url).path
+        return any(pattern.search(path) for pattern in self.exclude)
+
+
+def may_be_page(url: str) -> bool:
+    """Does the address end like a page's?"""
+    return not NOT_PAGES.search(urlsplit(url).path)
+
+
+def feeds_of(tree: LexborHTMLParser, page: str) -> list[str]:
+    """The feeds that a page names as its site's."""
+    nodes = tree.css('link[rel~="alternate"][href]')
+    kinds = ("application/rss+xml", "application/atom+xml")
+    named = [node.attributes for node in nodes if node.attributes.get("type") in kinds]
+    return [href for attributes in named if (href := attributes.get("href"))]
 
 
 def base_of(tree: LexborHTMLParser, page: str) -> str:

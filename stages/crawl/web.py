@@ -39,6 +39,10 @@ class Web(config.Base):
     """Regular expressions on a URL's path: a page is fetched if one matches, or none is given."""
     exclude: list[Pattern]
     """Regular expressions on a URL's path: a page is left alone if one of them matches."""
+    external: bool
+    """Whether pages elsewhere are read too that the site's pages link to; their links are not."""
+    lists: list[Literal["sitemap", "llms_txt", "feed"]]
+    """What is read for addresses beside the links of pages."""
 
 
 # --- fetching ----------------------------------------------------------------------------------
@@ -60,7 +64,9 @@ def fetch(cfg: Config, source: Web, crawl: Crawl) -> Generator[int, None, dict[s
             "local": source.serve_dir is not None,
             "include": source.include,
             "exclude": source.exclude,
-            **cfg.model_dump(exclude={"min_chars", "max_reject_rate"}),
+            "external": source.external,
+            "lists": source.lists,
+            **cfg.model_dump(exclude={"max_gone_rate", "min_chars", "max_reject_rate"}),
             "delay_s": 0.0 if source.serve_dir is not None else cfg.delay_s,
         }
         for done, row in enumerate(_rows(order), 1):
@@ -146,10 +152,13 @@ class _Folder(http.server.SimpleHTTPRequestHandler):
 
 def _check_start(row: dict[str, Any], source: Web, cfg: Config) -> None:
     """Raise if the crawl's first row says that there is no start page."""
-    if not row["reason"] or row["reason"] == "redirect":
+    reason = row["reason"]
+    if not reason or reason == "redirect":
         return
     host = urlsplit(row["url"]).netloc
-    match row["reason"]:
+    if reason.startswith("robots_") and not reason[-1].isdigit():
+        reason = reason.removeprefix("robots_")  # robots.txt is what is asked for first
+    match reason:
         case "refused":
             said = f"{host} refuses the connection: check the address, and that the site is up"
         case "unknown_host":
@@ -162,14 +171,14 @@ def _check_start(row: dict[str, Any], source: Web, cfg: Config) -> None:
             said = f"leads out of the source, to {row['detail']}: set source.url to that address"
         case "not_html":
             said = f"answers with {row['detail'] or 'no content type'}: expected an HTML page"
-        case reason if reason.startswith("robots_"):
+        case _ if reason.startswith("robots_"):
             said = (
                 f"robots.txt answers {reason.removeprefix('robots_')}, which forbids everything: "
                 "try later, or set crawl.obey_robots=false"
             )
-        case reason if reason.startswith("http_"):
+        case _ if reason.startswith("http_"):
             said = f"answers {reason.removeprefix('http_')}: expected a page to start from"
-        case reason:
+        case _:
             said = f"{reason.replace('_', ' ')}: {row['detail']}: check the address"
     raise PipelineError(f"{place(source)}: {said}")
 

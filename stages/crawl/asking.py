@@ -1,0 +1,285 @@
+"""Asking a host: in its turn, as its robots.txt allows, and only for what may have changed."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin, urlsplit
+
+from scrapy import Request
+from scrapy.core.engine import ExecutionEngine
+from scrapy.exceptions import (
+    CannotResolveHostError,
+    DownloadCancelledError,
+    DownloadConnectionRefusedError,
+    DownloadFailedError,
+    DownloadTimeoutError,
+    IgnoreRequest,
+    NotSupported,
+    ResponseDataLossError,
+    UnsupportedURLSchemeError,
+)
+from scrapy.http import HtmlResponse, Response
+from twisted.internet.error import ConnectError, ConnectionClosed
+
+from stages.crawl import robots
+from stages.crawl.pages import Answer, Crawl, Known, Role
+from stages.crawl.robots import FORBIDS_ALL, Robots
+
+MAX_TRIES = 3
+RETRY_AFTER_S = 1.0
+"""Pause before the second try where the server names none; twice as long before the third."""
+MAX_RETRY_AFTER_S = 120.0
+"""Longest pause that a server may ask for before a try; asked for more, the crawl goes on."""
+PASSING = (408, 425, 429)
+"""Statuses below 500 that say nothing of the page itself."""
+
+REASONS: dict[type[Exception], str] = {
+    CannotResolveHostError: "unknown_host",
+    ConnectError: "unreachable",
+    ConnectionClosed: "unreachable",
+    DownloadCancelledError: "too_large",
+    DownloadConnectionRefusedError: "refused",
+    DownloadFailedError: "unreachable",
+    DownloadTimeoutError: "timeout",
+    IgnoreRequest: "too_large",  # once unpacked
+    NotSupported: "unreachable",
+    OSError: "unreachable",
+    ResponseDataLossError: "unreachable",
+    UnsupportedURLSchemeError: "unreachable",
+}
+"""Why an address gave no answer, by what Scrapy's downloader raises."""
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Why an address gave no answer."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How hosts are asked."""
+
+    user_agent: str
+    obey_robots: bool
+    concurrent_requests: int
+    """Under way to a host at the same time."""
+    delay_s: float
+    """Between two requests to a host."""
+    full_fetch_days: float
+    """Age of a body from which it is asked for whole."""
+
+
+class Host:
+    """Whose turn it is to ask a host, and what its robots.txt says."""
+
+    def __init__(self, manners: Manners) -> None:
+        self.delay_s = manners.delay_s
+        self._slots = asyncio.Semaphore(manners.concurrent_requests)
+        self._next = 0.0  # on the loop's clock
+        self.reading = asyncio.Lock()
+        self.robots: Robots | None = None
+        self.read_at = 0.0  # Unix time
+        self.silence: Silence | None = None
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        async with self._slots:
+            now = asyncio.get_running_loop().time()
+            begin = max(now, self._next)
+            self._next = begin + self.delay_s
+            if begin > now:
+                await asyncio.sleep(begin - now)
+            yield
+
+
+class Asker:
+    """Asks for addresses on behalf of one crawl."""
+
+    def __init__(self, engine: ExecutionEngine, manners: Manners, crawl: Crawl) -> None:
+        self._engine = engine
+        self._manners = manners
+        self._crawl = crawl
+        self._hosts: dict[str, Host] = {}
+
+    async def ask(self, url: str, referrer: str, role: Role) -> Answer:
+        """What an address answers now, one redirect at a time."""
+        answer = Answer(url, status=0, referrer=referrer, role=role)
+        rules, silence = await self.robots(url)
+        if silence is not None:
+            reason = silence.reason.removeprefix("robots_")
+            detail = silence.detail
+            return replace(answer, reason=f"robots_{reason}", detail=detail, passing=True)
+        if not rules.allows(url):
+            return replace(answer, reason="robots", detail="robots.txt forbids it")
+        known = self._crawl.known(url)
+        validators = self._validators(known)
+        response = await self._get(url, validators)
+        if isinstance(response, Response) and response.status == 304:
+            if validators and _speaks_of(response, validators):
+                return replace(answer, status=304, unchanged=True)
+            # Nobody asked for it, or it is about another version than ours: it says nothing.
+            response = await self._get(url, {"Cache-Control": "no-cache", "Pragma": "no-cache"})
+        if isinstance(response, Silence):
+            passing = _may_pass(response)
+            return replace(answer, reason=response.reason, detail=response.detail, passing=passing)
+        return _read(answer, response)
+
+    def _validators(self, known: Known | None) -> dict[str, str]:
+        if known is None or time.time() - known.time > self._manners.full_fetch_days * 86400:
+            return {}
+        named = {"If-None-Match": known.etag, "If-Modified-Since": known.modified}
+        return {name: value for name, value in named.items() if value}
+
+    async def _get(self, url: str, headers: Mapping[str, str]) -> Response | Silence:
+        """The last answer of up to three: an error of the server or of the way may pass."""
+        host = self._host(url)
+        for number in range(1, MAX_TRIES + 1):
+            async with host.turn():
+                response = await self._download(url, headers)
+            if not _may_pass(response) or number == MAX_TRIES:
+                break
+            pause_s = RETRY_AFTER_S * number if isinstance(response, Response) else 0.0
+            if isinstance(response, Response) and (asked := header(response, "Retry-After")):
+                pause_s = _seconds(asked)
+            if pause_s > MAX_RETRY_AFTER_S:
+                break
+            await asyncio.sleep(pause_s)
+        return response
+
+    async def _download(self, url: str, headers: Mapping[str, str]) -> Response | Silence:
+        """The one way out: every request of a crawl goes through here."""
+        try:
+            return await self._engine.download_async(Request(url, headers=dict(headers)))
+        except tuple(REASONS) as error:
+            reason = next(REASONS[kind] for kind in type(error).__mro__ if kind in REASONS)
+            return Silence(reason, " ".join(str(error).split()))
+
+    def _host(self, url: str) -> Host:
+        """By scheme, name and port, as robots.txt holds for."""
+        origin = origin_of(url)
+        if origin not in self._hosts:
+            self._hosts[origin] = Host(self._manners)
+        return self._hosts[origin]
+
+    # --- robots.txt ----------------------------------------------------------------------------
+
+    async def robots(self, url: str) -> tuple[Robots, Silence | None]:
+        """The rules that hold for an address, and why they forbid everything where they do."""
+        if not self._manners.obey_robots:
+            return Robots(), None
+        host = self._host(url)
+        async with host.reading:
+            if host.robots is None or time.time() - host.read_at > robots.MAX_AGE_S:
+                await self._read_robots(host, origin_of(url))
+        assert host.robots is not None
+        return host.robots, host.silence
+
+    async def _read_robots(self, host: Host, origin: str) -> None:
+        """RFC 9309: no such file allows everything, a failing server forbids everything."""
+        kept = self._crawl.robots(origin, robots.MAX_AGE_S)
+        if kept is not None:
+            host.read_at, data = kept
+        else:
+            host.read_at = time.time()
+            response = await self._get_robots(f"{origin}/robots.txt")
+            if isinstance(response, Response) and response.status >= 500:
+                response = Silence(f"robots_{response.status}", "")
+            if isinstance(response, Silence):
+                host.robots, host.silence = FORBIDS_ALL, response
+                return
+            # One byte more tells that the file goes on.
+            data = response.body[: robots.MAX_BYTES + 1] if response.status == 200 else b""
+            await asyncio.to_thread(self._crawl.keep_robots, origin, data)
+        host.robots, host.silence = robots.parse(data, self._manners.user_agent), None
+        host.delay_s = max(self._manners.delay_s, host.robots.delay_s)
+
+    async def _get_robots(self, url: str) -> Response | Silence:
+        """The answer behind up to five redirects, on whatever host; the last one behind more."""
+        response = await self._get(url, {})
+        for _ in range(robots.MAX_REDIRECTS):
+            if isinstance(response, Silence) or not 300 <= response.status < 400:
+                break
+            target = urljoin(url, header(response, "Location"))
+            if not header(response, "Location") or not target.startswith(("http://", "https://")):
+                break
+            url = target
+            response = await self._get(url, {})
+        return response
+
+
+# --- what a response says ----------------------------------------------------------------------
+
+
+def header(response: Response, name: str) -> str:
+    value = response.headers.get(name)
+    return value.decode("latin-1") if value else ""
+
+
+def origin_of(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _read(answer: Answer, response: Response) -> Answer:
+    """The answer with what the response says."""
+    status = response.status
+    answer = replace(answer, status=status)
+    location = header(response, "Location")
+    if 300 <= status < 400 and location:
+        return replace(answer, reason="redirect", detail=urljoin(answer.url, location))
+    if status != 200:
+        passing = _may_pass(response) or status == 304
+        return replace(answer, reason=f"http_{status}", passing=passing)
+    kind = header(response, "Content-Type")
+    if answer.role == "page" and not isinstance(response, HtmlResponse):
+        return replace(answer, reason="not_html", detail=kind)
+    return replace(
+        answer,
+        body=response.body,
+        media_type=kind,
+        etag=header(response, "ETag"),
+        modified=_modified(response),
+    )
+
+
+def _may_pass(response: Response | Silence) -> bool:
+    if isinstance(response, Silence):
+        return response.reason != "too_large"
+    return response.status >= 500 or response.status in PASSING
+
+
+def _modified(response: Response) -> str:
+    """Last-Modified where it is a validator: a page may change again within the second."""
+    modified, date = header(response, "Last-Modified"), header(response, "Date")
+    try:
+        since = parsedate_to_datetime(modified)
+        age_s = parsedate_to_datetime(date).timestamp() - since.timestamp()
+    except (TypeError, ValueError):
+        return ""
+    return modified if age_s >= 1 else ""
+
+
+def _speaks_of(response: Response, validators: Mapping[str, str]) -> bool:
+    """Is a 304 about the version that was asked for? Where it names another, it is wrong."""
+    etag, modified = header(response, "ETag"), header(response, "Last-Modified")
+    ours = validators.get("If-None-Match", "")
+    if etag and ours:
+        return etag.removeprefix("W/") == ours.removeprefix("W/")
+    since = validators.get("If-Modified-Since", "")
+    return not (modified and since) or modified == since
+
+
+def _seconds(retry_after: str) -> float:
+    """What Retry-After asks for: seconds, or a date."""
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return RETRY_AFTER_S
