@@ -37,7 +37,11 @@ class Record(BaseModel):
 
 
 class Heading(Record):
-    """A heading of a document: where its Markdown line starts, and its anchor on the page."""
+    """A heading of a document: where its Markdown line starts, and its anchor on the page.
+
+    One without a title is a mark: it gives the text from there on an anchor, such as `page=3`, and
+    has no place in the outline.
+    """
 
     start: int
     """Byte offset of the heading's line in the document's UTF-8 text."""

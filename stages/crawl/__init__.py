@@ -7,26 +7,31 @@ parses what the snapshot names, without any network.
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Reject, identify
-from stages.crawl import fetching
+from stages.crawl import fetching, parsed
 from stages.crawl import snapshot as snapshots
 from stages.crawl import source as sources
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Pages
+from stages.crawl.parsed import Parsed
 from stages.crawl.settings import Config
 from stages.crawl.snapshot import Held
 from stages.crawl.source import Single, Source
+from stages.crawl.web import Web
 
 __all__ = ["Config", "Source", "run"]
 
 
-NO_FAULT = {"duplicate", "not_html", "outside", "redirect", "robots", "excluded"}
+NO_FAULT = {
+    *("duplicate", "not_html", "outside", "redirect", "robots", "excluded"),
+    *("empty", "link", "not_text", "subtitles"),
+}
 """Reasons to leave an address out that say nothing against the crawl."""
 
 
@@ -79,18 +84,14 @@ def _read(
     """The documents and rejects of one source."""
     pages: dict[str, Page] = {}
     failures = {sources.publish(part, url): why for url, why in held.left_out.items()}
-    for address, digest in progress.track(held.pages.items(), "pages", len(held.pages)):
-        body = bodies.body(digest)
-        if body is None:
-            raise PipelineError(
-                f"{bodies.path}: lacks the page {address}: `make refresh` fetches it again"
-            )
-        try:
-            found = sources.parse(part, address, body)
-        except UnreadableError as error:
-            failures[sources.publish(part, address)] = error.reason, error.detail
-            continue
-        pages |= {page.url: page for page in found}
+    with parsed.opened() as known:
+        for address, digest in progress.track(held.pages.items(), "pages", len(held.pages)):
+            try:
+                found = _parsed(part, address, digest, bodies, known)
+            except UnreadableError as error:
+                failures[sources.publish(part, address)] = error.reason, error.detail
+                continue
+            pages |= {page.url: page for page in found}
     num_pages = len(pages) + len(failures)
     for url, page in pages.items():
         if len(page.text) < cfg.min_chars:
@@ -116,9 +117,32 @@ def _read(
     return documents, rejects
 
 
+def _parsed(
+    part: Single, address: str, digest: str, bodies: Pages, known: Parsed
+) -> Sequence[Page]:
+    """The pages of a body, which is parsed once."""
+    # Not the address itself: a folder is served on another port each time.
+    key = parsed.key(part, sources.publish(part, address), digest)
+    pages = known.get(key)
+    if pages is not None:
+        return pages
+    body = bodies.body(digest)
+    if body is None:
+        raise PipelineError(
+            f"{bodies.path}: lacks the page {address}: `make refresh` fetches it again"
+        )
+    try:
+        pages = sources.parse(part, address, body)
+    except UnreadableError as error:
+        known.keep(key, error)
+        raise
+    known.keep(key, pages)
+    return pages
+
+
 def _document(part: Single, page: Page) -> Document:
     return Document(
-        id=identify(part.name, page.url),
+        id=identify(part.name, page.key or page.url),
         url=page.url,
         title=page.title or urlsplit(page.url).path.strip("/").rpartition("/")[2] or page.url,
         text=page.text,
@@ -162,9 +186,10 @@ def _check_whole(
     reasons = Counter(reject.reason for reject in rejects)
     told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
     if num_documents == 0:
+        doubt = "is it made by JavaScript, or " if isinstance(part, Web) else "is "
         raise PipelineError(
             f"{sources.place(part)}: no page with {cfg.min_chars} characters of text ({told}): "
-            "is it made by JavaScript, or crawl.min_chars too high?"
+            f"{doubt}crawl.min_chars too high?"
         )
     failed = sum(count for reason, count in reasons.items() if reason not in NO_FAULT)
     rate = failed / (num_documents + failed)

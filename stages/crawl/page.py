@@ -18,6 +18,8 @@ class Page:
     text: str
     headings: tuple[Heading, ...] = ()
     canonical: str | None = None
+    key: str = ""
+    """What the document is known by where its address does not last: lines move with an edit."""
 
 
 class UnreadableError(Exception):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Generator
+from types import ModuleType
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -9,21 +10,22 @@ from pydantic_core import PydanticCustomError
 
 from stages.core import config
 from stages.core.records import identify
-from stages.crawl import web
+from stages.crawl import files, web
+from stages.crawl.files import Files
 from stages.crawl.page import Page
 from stages.crawl.pages import Answered, Body, Crawl
 from stages.crawl.settings import FETCH, Config
 from stages.crawl.web import Web
 
-Single: TypeAlias = Web
-"""`Files`, `Code` and `Table` become variants of a union told apart by `kind`."""
+Single: TypeAlias = Web | Files
+"""Of one kind; each kind's module has the same functions."""
 
 
 class Many(config.Base):
     """Several sources, of any kinds."""
 
     kind: Literal["many"]
-    sources: Annotated[list[Single], Field(min_length=1)]
+    sources: Annotated[list[Annotated[Single, Field(discriminator="kind")]], Field(min_length=1)]
     """The sources, each with a name of its own."""
 
     @model_validator(mode="after")
@@ -36,7 +38,7 @@ class Many(config.Base):
         return self
 
 
-Source = Annotated[Web | Many, Field(discriminator="kind")]
+Source = Annotated[Single | Many, Field(discriminator="kind")]
 
 
 def parts(source: Source) -> list[Single]:
@@ -54,29 +56,35 @@ def is_local(source: Single) -> bool:
     return isinstance(source, Web) and source.serve_dir is not None and source.url is None
 
 
+def _module(source: Single) -> ModuleType:
+    return {Web: web, Files: files}[type(source)]
+
+
 def fetch(cfg: Config, source: Single, crawl: Crawl) -> Generator[int, None, dict[str, int]]:
     """Bring what the source holds into the crawl; at each address, how many are known so far.
 
     In the end, how many addresses were left out, by the limit.
     """
-    return web.fetch(cfg, source, crawl)
+    steps: Generator[int, None, dict[str, int]] = _module(source).fetch(cfg, source, crawl)
+    return steps
 
 
 def parse(source: Single, address: str, body: Body) -> list[Page]:
     """The pages that stand at an address; UnreadableError where there are none."""
-    return web.parse(source, address, body)
+    pages: list[Page] = _module(source).parse(source, address, body)
+    return pages
 
 
 def publish(source: Single, address: str) -> str:
     """The address as readers know it."""
-    return web.publish(source, address)
+    return str(_module(source).publish(source, address))
 
 
 def explain(source: Single, answered: Answered) -> str:
     """What is to be said of an address that gave no page."""
-    return web.explain(source, answered)
+    return str(_module(source).explain(source, answered))
 
 
 def place(source: Single) -> str:
     """The key and the value that say where the source is, as an error names them."""
-    return web.place(source)
+    return str(_module(source).place(source))

@@ -54,7 +54,12 @@ _LANGUAGES = {
 
 
 def language(document: Document) -> Language | None:
-    """The programming language that a document is written in, by the ending of its address."""
+    """The programming language that a document is written in, by the ending of its address.
+
+    One with titles in it is Markdown about a program.
+    """
+    if any(heading.title for heading in document.headings):
+        return None
     suffix = PurePosixPath(urlsplit(document.url).path).suffix.lower()
     return _LANGUAGES.get(suffix)
 

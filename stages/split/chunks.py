@@ -28,7 +28,8 @@ def split(
     found: list[fences.Fence] = []
     if not language:
         # No fence goes on below a heading: one left open spoils its own section only.
-        parts = itertools.pairwise([0, *sorted({h.start for h in headings}), len(document.text)])
+        titled = {heading.start for heading in headings if heading.title}
+        parts = itertools.pairwise([0, *sorted(titled), len(document.text)])
         found = [fence for part in parts for fence in fences.find(document.text, *part)]
     chunks = {}
     for name, product in products.items():
@@ -79,7 +80,7 @@ def _chunks(
 
 def _section_starts(text: str, headings: Sequence[Heading]) -> list[int]:
     """Where sections begin; a heading with nothing under it stays with the next one."""
-    borders = sorted({0, *(heading.start for heading in headings)})
+    borders = sorted({0, *(heading.start for heading in headings if heading.title)})
     starts = [0]
     for start, end in itertools.pairwise([*borders, len(text)]):
         lines = text[start:end].strip().splitlines()
@@ -96,9 +97,10 @@ def _outline(
     enclosing: list[tuple[int, str]] = []
     url = document.url
     for heading in headings:
-        while enclosing and enclosing[-1][0] >= heading.level:
-            enclosing.pop()
-        enclosing.append((heading.level, heading.title))
+        if heading.title:
+            while enclosing and enclosing[-1][0] >= heading.level:
+                enclosing.pop()
+            enclosing.append((heading.level, heading.title))
         if heading.anchor:
             url = f"{document.url.partition('#')[0]}#{heading.anchor}"
         outline.append((heading.start, tuple(title for _, title in enclosing), url))

@@ -1,0 +1,241 @@
+"""Files of a folder or a glob: slides, papers, notes, tables and recordings, as Markdown."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from tempfile import NamedTemporaryFile
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.core import config
+from stages.core.errors import PipelineError
+from stages.crawl.files import (
+    addresses,
+    listing,
+    markdown,
+    notebook,
+    pdf,
+    rst,
+    sheet,
+    slides,
+    speech,
+    subtitles,
+    text,
+    webpage,
+    word,
+)
+from stages.crawl.files.listing import Found
+from stages.crawl.page import Page, UnreadableError
+from stages.crawl.pages import Answer, Answered, Body, Crawl
+from stages.crawl.settings import Address, Config, Name, Pattern
+from stages.crawl.site import Filter
+
+__all__ = ["Files", "explain", "fetch", "parse", "place", "publish"]
+
+
+class Files(config.Base):
+    """A folder of files, a glob such as `notes/**/*.md`, or one file."""
+
+    kind: Literal["files"]
+    name: Name
+    """Name of the source, which every document carries and which is part of its id."""
+    path: Annotated[str, Field(min_length=1)]
+    """Where the files are: a path, or an address of fsspec such as `s3://bucket/folder`."""
+    public_url: Address | None
+    """Address under which readers find the files; null cites their paths inside the source."""
+    include: list[Pattern]
+    """Regular expressions on a file's path, from the source's folder on and with a slash in front:
+    a file is read if one matches, or none is given."""
+    exclude: list[Pattern]
+    """Regular expressions on a file's path: a file is left alone if one of them matches."""
+    max_file_mib: Annotated[int, Field(gt=0)]
+    """Largest file that is read, in MiB; recordings may be larger."""
+    whisper: speech.Whisper | None
+    """The model that writes recordings down; null leaves out those without subtitles beside."""
+
+
+Parser = Callable[[bytes, str, str | None, str], Page]
+"""Bytes, path in the source, public address of its folder and the file's name to a page."""
+
+
+def _plain(parser: Callable[[bytes, str, str], Page]) -> Parser:
+    """A parser that needs only to know the address as readers know it."""
+    return lambda body, path, public, title: parser(body, addresses.publish(public, path), title)
+
+
+_PARSERS: dict[str, Parser] = {
+    ".csv": _plain(sheet.parse),
+    ".docx": _plain(word.parse),
+    ".htm": webpage.parse,
+    ".html": webpage.parse,
+    ".ipynb": _plain(notebook.parse),
+    ".markdown": _plain(markdown.parse),
+    ".md": _plain(markdown.parse),
+    ".pdf": _plain(pdf.parse),
+    ".pptx": _plain(slides.parse),
+    ".rest": rst.parse,
+    ".rst": rst.parse,
+    ".srt": _plain(subtitles.parse),
+    ".text": _plain(text.parse),
+    ".tsv": _plain(sheet.parse),
+    ".txt": _plain(text.parse),
+    ".vtt": _plain(subtitles.parse),
+    ".xhtml": webpage.parse,
+    "": _plain(text.parse),
+}
+RECORDINGS = frozenset(
+    (
+        *(".aac", ".flac", ".m4a", ".m4v", ".mka", ".mkv", ".mov", ".mp3", ".mp4", ".mpeg"),
+        *(".mpg", ".oga", ".ogg", ".ogv", ".opus", ".wav", ".webm", ".wma", ".wmv"),
+    )
+)
+SUBTITLES = (".srt", ".vtt")
+BATCH = 64
+"""Files that are kept in one transaction."""
+
+
+# --- fetching ----------------------------------------------------------------------------------
+
+
+def fetch(cfg: Config, source: Files, crawl: Crawl) -> Generator[int, None, dict[str, int]]:
+    """Bring the files that are new or changed into the crawl; after each, how many there are.
+
+    In the end, how many were left out, by the limit.
+    """
+    wanted = Filter.of(source.include, source.exclude)
+    _, found = listing.local(source.path, wanted, "source.path")
+    if not found:
+        raise PipelineError(
+            f"source.path: {source.path!r}: no file is there that source.include and "
+            "source.exclude let in"
+        )
+    listener = speech.Listener(source.whisper) if source.whisper else None
+    rows, left = found[: cfg.max_pages], found[cfg.max_pages :]
+    yield from keep(crawl, _answers(rows, crawl, source.max_file_mib << 20, listener), len(rows))
+    return {"max_pages": len(left)} if left else {}
+
+
+def keep(crawl: Crawl, answers: Iterable[Answer], total: int) -> Iterator[int]:
+    """Keep the answers, many at a time; a body that is held back is no more than a batch's."""
+    batch: list[Answer] = []
+    for answer in answers:
+        batch.append(answer)
+        if len(batch) == BATCH or (answer.body is not None and len(answer.body) > 1 << 20):
+            crawl.keep(*batch)
+            batch.clear()
+        yield total
+    if batch:
+        crawl.keep(*batch)
+
+
+def _answers(
+    rows: list[Found], crawl: Crawl, max_bytes: int, listener: speech.Listener | None
+) -> Iterator[Answer]:
+    suffixes = {row.address: suffix(row.address) for row in rows if not row.reason}
+    beside = listing.subtitles_of(
+        [path for path, ending in suffixes.items() if ending in RECORDINGS],
+        [path for path, ending in suffixes.items() if ending in SUBTITLES],
+    )
+    recording_of = {path: recording for recording, paths in beside.items() for path in paths}
+    by_address = {row.address: row for row in rows}
+    for row in rows:
+        if crawl.answered(row.address):
+            continue
+        if row.reason:
+            yield Answer(row.address, status=0, reason=row.reason, detail=row.detail)
+        elif row.address in recording_of:
+            detail = f"of {recording_of[row.address]}"
+            yield Answer(row.address, status=0, reason="subtitles", detail=detail)
+        elif row.address in beside:
+            spoken = by_address[beside[row.address][0]]
+            yield _read(row.address, spoken, crawl, max_bytes)
+        elif suffixes[row.address] in RECORDINGS:
+            yield _heard(row, crawl, listener)
+        elif is_read(row.address):
+            yield _read(row.address, row, crawl, max_bytes)
+        else:
+            yield Answer(row.address, status=0, reason="not_text", detail=suffixes[row.address])
+
+
+def is_read(path: str) -> bool:
+    """Whether the file is of a kind that is read as it is."""
+    return suffix(path) in _PARSERS
+
+
+def suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
+def _read(address: str, row: Found, crawl: Crawl, max_bytes: int) -> Answer:
+    """The file's bytes, unless its time and size say that they are known."""
+    etag = f"{row.address} {row.etag}"
+    known = crawl.known(address)
+    if known is not None and known.etag == etag:
+        return Answer(address, unchanged=True)
+    if row.size > max_bytes:
+        return Answer(address, status=0, reason="too_large", detail=f"{row.size} bytes")
+    try:
+        body = row.open(max_bytes + 1)
+    except OSError as error:
+        said = error.strerror or str(error)
+        return Answer(address, status=0, reason="unreadable", detail=said)
+    if len(body) > max_bytes:
+        return Answer(address, status=0, reason="too_large", detail=f"over {max_bytes} bytes")
+    return Answer(address, body=body, media_type=f"file/{suffix(row.address)[1:]}", etag=etag)
+
+
+def _heard(row: Found, crawl: Crawl, listener: speech.Listener | None) -> Answer:
+    """What is said in a recording, as subtitles."""
+    if listener is None:
+        detail = "no subtitles beside it: set source.whisper to a model that writes it down"
+        return Answer(row.address, status=0, reason="no_transcript", detail=detail)
+    etag = f"{row.etag} {listener.digest}"
+    known = crawl.known(row.address)
+    if known is not None and known.etag == etag:
+        return Answer(row.address, unchanged=True)
+    try:
+        if row.path is not None:
+            body = listener.write_down(row.path)
+        else:
+            with NamedTemporaryFile(suffix=suffix(row.address)) as file:
+                file.write(row.open(-1))
+                file.flush()
+                body = listener.write_down(Path(file.name))
+    except UnreadableError as error:
+        return Answer(row.address, status=0, reason=error.reason, detail=error.detail)
+    except OSError as error:
+        said = error.strerror or str(error)
+        return Answer(row.address, status=0, reason="unreadable", detail=said)
+    return Answer(row.address, body=body, media_type="file/vtt", etag=etag)
+
+
+# --- parsing -----------------------------------------------------------------------------------
+
+
+def parse(source: Files, address: str, body: Body) -> list[Page]:
+    """The page of a file."""
+    return [parse_file(address, body, source.public_url)]
+
+
+def parse_file(address: str, body: Body, public: str | None) -> Page:
+    """A file of a kind that is known by its ending; of a recording there are the subtitles."""
+    stem = PurePosixPath(address).stem
+    ending = suffix(address)
+    if ending in RECORDINGS:
+        return subtitles.parse(body.data, addresses.publish(public, address), stem)
+    return _PARSERS[ending](body.data, address, public, stem)
+
+
+def publish(source: Files, address: str) -> str:
+    """The address as readers know it."""
+    return addresses.publish(source.public_url, address)
+
+
+def explain(source: Files, answered: Answered) -> str:
+    """What a reject says beside its address."""
+    return answered.detail
+
+
+def place(source: Files) -> str:
+    """The key and the value that say where the files are, as an error names them."""
+    return f"source.path: {source.path!r}"

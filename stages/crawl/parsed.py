@@ -1,0 +1,102 @@
+"""What bodies were parsed to, by content, so that one changed file of many costs its own parsing.
+
+A SQLite file under .cache/. A body is parsed again when it, its source's settings or the code that
+reads it are other ones.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from stages.core import store
+from stages.core.records import identify
+from stages.crawl.page import Page, UnreadableError
+from stages.crawl.source import Single
+
+PACKAGES = (
+    *("docutils", "html-to-markdown", "lxml", "markdown-it-py", "pyarrow", "pypdf", "pysubs2"),
+    *("python-docx", "python-pptx", "selectolax", "trafilatura"),
+)
+"""What reads bodies, beside our own code."""
+
+KEPT_S = 90 * 24 * 3600
+"""Age from which an outcome is forgotten, so that the file does not grow with every edit."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS parsed (
+  key TEXT PRIMARY KEY, time REAL NOT NULL, outcome BLOB NOT NULL
+) WITHOUT ROWID
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    pages: list[Page]
+    reason: str = ""
+    detail: str = ""
+
+
+_OUTCOMES = TypeAdapter(_Outcome)
+
+
+class Parsed:
+    """The file, open."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def get(self, key: str) -> list[Page] | None:
+        """The pages; None where nothing is known, and UnreadableError where that was raised."""
+        row = self._database.execute("SELECT outcome FROM parsed WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        outcome = _OUTCOMES.validate_json(row[0])
+        if outcome.reason:
+            raise UnreadableError(outcome.reason, outcome.detail)
+        return outcome.pages
+
+    def keep(self, key: str, pages: Sequence[Page] | UnreadableError) -> None:
+        outcome = (
+            _Outcome([], pages.reason, pages.detail)
+            if isinstance(pages, UnreadableError)
+            else _Outcome(list(pages))
+        )
+        row = key, time.time(), _OUTCOMES.dump_json(outcome)
+        self._database.execute("INSERT OR REPLACE INTO parsed VALUES (?, ?, ?)", row)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Parsed]:
+    """What was parsed is on the disk after this, also where it ends with an error."""
+    path = store.cache("pages", "parsed.sqlite")
+    database = sqlite3.connect(path, timeout=60, isolation_level=None)
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")  # what is lost is parsed again
+        database.execute(_SCHEMA)
+        database.execute("DELETE FROM parsed WHERE time < ?", (time.time() - KEPT_S,))
+        yield Parsed(database)
+    finally:
+        database.close()
+
+
+def key(source: Single, address: str, digest: str) -> str:
+    """`address` is that which readers know."""
+    return identify(_reader(), source.model_dump(), address, digest)
+
+
+@functools.cache
+def _reader() -> str:
+    """Digest of the code that parses, and of the versions of what it uses."""
+    total = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        total.update(file.read_bytes())
+    return identify(total.hexdigest(), [metadata.version(package) for package in PACKAGES])

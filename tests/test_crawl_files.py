@@ -1,0 +1,572 @@
+"""Files of every kind, each made by a real writer, refreshed and crawled like any source."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import docx
+import fpdf
+import pptx
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pptx.util import Inches
+from test_crawl import refresh_and_run
+
+from stages import crawl
+from stages.core import config
+from stages.core.records import Document, Reject
+from stages.core.store import read
+from stages.crawl import files
+from stages.crawl.files import anchors, markdown, pdf, rst, sheet, subtitles
+from stages.crawl.files.pdf import Line
+from stages.crawl.page import Page, UnreadableError
+from stages.crawl.pages import Body
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = "The quick brown fox jumps over the lazy dog near the river bank. "
+
+
+def sections(path: object, **changes: Any) -> tuple[crawl.Config, crawl.Source]:
+    """Both sections as shipped, with changes by key."""
+    params = {
+        "crawl": yaml.safe_load((ROOT / "conf/crawl/default.yaml").read_text()) | {"min_chars": 10},
+        "source": yaml.safe_load((ROOT / "conf/source/files.yaml").read_text())
+        | {"path": str(path)},
+    }
+    for key, value in changes.items():
+        params["crawl" if key in params["crawl"] else "source"][key] = value
+    return (
+        config.load(params, "crawl", crawl.Config),
+        config.load(params, "source", crawl.Source),
+    )
+
+
+def crawled(
+    out: Path, path: object, **changes: Any
+) -> tuple[dict[str, Document], dict[str, tuple[str, str]]]:
+    """Documents, and reason and detail of the rejects, by address."""
+    refresh_and_run(out, *sections(path, **{"max_reject_rate": 1.0, **changes}))
+    documents = {row.url: row for row in read(out / "documents.jsonl", Document)}
+    rejects = {}
+    for row in read(out / "rejects.jsonl", Reject):
+        url, _, detail = row.detail.partition(": ")
+        rejects[url] = row.reason, detail
+    return documents, rejects
+
+
+def parse(name: str, body: bytes, **changes: Any) -> Page:
+    """The page of a file of this name."""
+    [page] = files.parse(sections("x", **changes)[1], name, Body("", body))
+    check(page)
+    return page
+
+
+def check(page: Page | Document) -> None:
+    """Headings start where they say, and marks where a character starts."""
+    data = page.text.encode()
+    for heading in page.headings:
+        assert 0 <= heading.start < len(data)
+        line = data[heading.start :].decode().partition("\n")[0]
+        if heading.title:
+            assert line.startswith("#" * heading.level + " ")
+        else:
+            assert heading.anchor
+        assert heading.level
+
+
+def outline(page: Page | Document) -> list[tuple[int, str, str]]:
+    return [(h.level, h.title, h.anchor) for h in page.headings]
+
+
+def at(page: Page | Document, words: str) -> str:
+    """The anchor of the nearest heading or mark above the words, as a citation has it."""
+    place = page.text.encode().index(words.encode())
+    return [h.anchor for h in page.headings if h.start <= place and h.anchor][-1]
+
+
+def unreadable(name: str, body: bytes) -> str:
+    with pytest.raises(UnreadableError) as caught:
+        parse(name, body)
+    assert "\n" not in caught.value.detail
+    return caught.value.reason
+
+
+# --- PDF ---------------------------------------------------------------------------------------
+
+
+def paper(bookmarks: bool = False, **options: Any) -> bytes:
+    """Three pages with a running head, page numbers, two headings and hyphens at line ends."""
+
+    class Paper(fpdf.FPDF):
+        def header(self) -> None:
+            self.set_font("helvetica", size=9)
+            self.cell(text="A Manual of Widgets", new_x="LMARGIN", new_y="NEXT")
+
+        def footer(self) -> None:
+            self.set_y(-15)
+            self.set_font("helvetica", size=9)
+            self.cell(text=f"Page {self.page_no()} of 3")
+
+    made = Paper()
+    made.set_title("Widgets in depth")
+    if options:
+        made.set_encryption(owner_password="owner", **options)
+
+    def say(*lines: str) -> None:
+        made.set_font("helvetica", size=11)
+        for line in lines:
+            made.cell(text=line, new_x="LMARGIN", new_y="NEXT")
+
+    def head(title: str) -> None:
+        if bookmarks:
+            made.start_section(title)
+        made.set_font("helvetica", size=18)
+        made.cell(text=title, new_x="LMARGIN", new_y="NEXT")
+
+    made.add_page()
+    head("Installing a widget")
+    say(
+        "A widget is installed with one com-",
+        "mand, which is told twice, and it keeps its well-",
+        "known well-known default of forty-two seconds until it is chan-",
+    )
+    made.add_page()
+    say("ged by the owner of the widget, who has read all of this.")
+    head("Removing a widget")
+    say("A widget is removed in two steps:", "- stop it", "- and delete its folder.")
+    made.add_page()
+    say("The last page speaks of nothing but the colour of widgets, which is green.")
+    return bytes(made.output())
+
+
+def test_a_pdf_is_read_by_pages_without_running_heads_and_hyphens():
+    page = parse("w.pdf", paper())
+    assert page.title == "Widgets in depth"
+    assert "Manual of Widgets" not in page.text and "of 3" not in page.text
+    assert "installed with one command, which is told twice" in page.text
+    assert "its well-known well-known default" in page.text  # known with its hyphen elsewhere
+    assert "until it is changed by the owner" in page.text  # across the pages
+    assert [(h.title, h.anchor) for h in page.headings if h.title] == [
+        ("Installing a widget", "page=1"),
+        ("Removing a widget", "page=2"),
+    ]
+    assert at(page, "ged by the owner") == "page=2"
+    assert at(page, "The last page") == "page=3"
+    assert "- stop it" in page.text
+
+
+def test_bookmarks_are_the_headings_of_a_pdf_that_has_them():
+    page = parse("w.pdf", paper(bookmarks=True))
+    assert [h.title for h in page.headings if h.title] == [
+        "Installing a widget",
+        "Removing a widget",
+    ]
+    assert page.text.count("Installing a widget") == 1
+
+
+def test_an_encrypted_a_scanned_and_a_broken_pdf_say_so():
+    assert parse("open.pdf", paper(user_password="")).title == "Widgets in depth"
+    assert unreadable("shut.pdf", paper(user_password="secret")) == "encrypted"
+    scan = fpdf.FPDF()
+    scan.add_page()
+    scan.rect(10, 10, 50, 50)
+    assert unreadable("scan.pdf", bytes(scan.output())) == "no_text"
+    assert unreadable("torn.pdf", paper()[:700]) == "broken"
+    assert unreadable("fake.pdf", b"<html>404") == "broken"
+
+
+@given(st.lists(st.lists(st.text("abcdefgh ij", min_size=1), max_size=12), max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_what_is_no_running_head_stays(pages):
+    """A line that stands on one page only is never taken away."""
+    own = [
+        [Line(f"{place} {number} {text.strip()} z", 10.0) for number, text in enumerate(page)]
+        for place, page in zip("pqrstu", pages, strict=False)
+    ]
+    kept = pdf.without_running_heads(own, ())
+    assert kept == own
+
+
+def test_a_running_head_with_a_number_goes_and_a_heading_of_that_form_stays():
+    pages = [
+        [Line(f"Chapter {n}", 20.0), Line(f"{n} Widgets", 10.0), Line("a" * n, 10.0)]
+        for n in range(1, 5)
+    ]
+    kept = pdf.without_running_heads(pages, [20.0])
+    assert kept == [[page[0], page[1], page[2]] for page in pages]  # below a heading it stays
+    kept = pdf.without_running_heads([page[1:] for page in pages], [20.0])
+    assert kept == [[page[2]] for page in pages]
+
+
+# --- slides ------------------------------------------------------------------------------------
+
+
+def deck() -> bytes:
+    made = pptx.Presentation()
+    first = made.slides.add_slide(made.slide_layouts[1])
+    first.shapes.title.text = "What a widget is"
+    body = first.placeholders[1].text_frame
+    body.text = "A widget is a small part"
+    deeper = body.add_paragraph()
+    deeper.text, deeper.level = "made of steel", 1
+    first.notes_slide.notes_text_frame.text = "Say that steel does not rust here."
+    second = made.slides.add_slide(made.slide_layouts[5])
+    second.shapes.title.text = "Sizes"
+    table = second.shapes.add_table(2, 2, Inches(1), Inches(2), Inches(4), Inches(1)).table
+    for place, words in enumerate(("size", "in | mm", "large", "40")):
+        table.cell(place // 2, place % 2).text = words
+    hidden = made.slides.add_slide(made.slide_layouts[1])
+    hidden.shapes.title.text = "Nobody sees this"
+    hidden._element.set("show", "0")
+    third = made.slides.add_slide(made.slide_layouts[6])
+    group = third.shapes.add_group_shape()
+    box = group.shapes.add_textbox(0, 0, Inches(3), Inches(1)).text_frame
+    box.text = "Order them "
+    link = box.paragraphs[0].add_run()
+    link.text, link.hyperlink.address = "in the shop", "https://shop.example.org/"
+    written = io.BytesIO()
+    made.save(written)
+    return written.getvalue()
+
+
+def test_slides_have_titles_bullets_tables_notes_and_their_numbers():
+    page = parse("deck.pptx", deck())
+    assert page.title == "What a widget is"
+    assert outline(page) == [
+        (2, "What a widget is", "slide=1"),
+        (2, "Sizes", "slide=2"),
+        (7, "", "slide=4"),
+    ]
+    assert "- A widget is a small part\n  - made of steel" in page.text
+    assert "Notes: Say that steel does not rust here." in page.text
+    assert "| size | in \\| mm |\n| --- | --- |\n| large | 40 |" in page.text
+    assert "Order them [in the shop](https://shop.example.org/)" in page.text
+    assert "Nobody" not in page.text
+    assert at(page, "Order them") == "slide=4"
+
+
+# --- DOCX --------------------------------------------------------------------------------------
+
+FOOTNOTES = (
+    '<?xml version="1.0"?><w:footnotes xmlns:w="http://schemas.openxmlformats.org/wordprocessingml'
+    '/2006/main"><w:footnote w:type="separator" w:id="0"><w:p/></w:footnote><w:footnote w:id="2">'
+    "<w:p><w:r><w:t>In March only.</w:t></w:r></w:p></w:footnote></w:footnotes>"
+)
+
+
+def handbook() -> bytes:
+    made = docx.Document()
+    made.add_heading("Handbook", 0)
+    made.add_heading("Travel", 1)
+    paragraph = made.add_paragraph("Trips are booked a week before")
+    paragraph._p.append(
+        docx.oxml.parse_xml(
+            '<w:r xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">'
+            '<w:footnoteReference w:id="2"/></w:r>'
+        )
+    )
+    made.add_paragraph("by train", style="List Bullet")
+    made.add_paragraph("first class", style="List Bullet 2")
+    made.add_paragraph("ask", style="List Number")
+    made.add_paragraph("book", style="List Number")
+    table = made.add_table(2, 2)
+    for place, words in enumerate(("city", "limit", "Bonn", "90")):
+        table.cell(place // 2, place % 2).text = words
+    for line in ("for day in trip:", "    book(day)"):
+        made.add_paragraph().add_run(line).font.name = "Courier New"
+    made.add_heading("Travel", 2)
+    changed = made.add_paragraph("Ask ")
+    word = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    for tag, inner in (("del", "delText>Bob"), ("ins", "t>Ann")):
+        name = inner.partition(">")[0]
+        changed._p.append(
+            docx.oxml.parse_xml(
+                f'<w:{tag} xmlns:w="{word}" w:id="1" w:author="x"><w:r><w:{inner}</w:{name}></w:r>'
+                f"</w:{tag}>"
+            )
+        )
+    part = docx.opc.part.Part(
+        docx.opc.packuri.PackURI("/word/footnotes.xml"),
+        "application/vnd.openxmlformats-officedocument.wordprocessingml.footnotes+xml",
+        FOOTNOTES.encode(),
+        made.part.package,
+    )
+    made.part.relate_to(part, docx.opc.constants.RELATIONSHIP_TYPE.FOOTNOTES)
+    written = io.BytesIO()
+    made.save(written)
+    return written.getvalue()
+
+
+def test_word_files_have_headings_lists_tables_code_and_footnotes():
+    page = parse("handbook.docx", handbook())
+    assert page.title == "Handbook"
+    assert outline(page) == [
+        (1, "Handbook", "handbook"),
+        (2, "Travel", "travel"),
+        (3, "Travel", "travel-1"),
+    ]
+    assert "a week before[^2]" in page.text and "[^2]: In March only." in page.text
+    assert "- by train\n  - first class\n1. ask\n1. book" in page.text
+    assert "| city | limit |\n| --- | --- |\n| Bonn | 90 |" in page.text
+    assert "```\nfor day in trip:\n    book(day)\n```" in page.text
+    assert "Ask Ann" in page.text and "Bob" not in page.text
+
+
+# --- text formats ------------------------------------------------------------------------------
+
+
+def test_markdown_keeps_its_code_and_gets_githubs_anchors():
+    body = (
+        "---\ntitle: The guide\ntags: [a]\n---\nUsage & `run()`\n====\n\n[next](next.md#there) and "
+        "`[no](link.md)`\n\n<!-- a note -->\n\n## Usage\n\n```sh\n# no heading\n[x](y.md)\n```\n\n"
+        "## Usage\n\n![p](img/p.png) [out](https://e.org/) [ref]\n\n[ref]: ../up.md\n"
+    )
+    page = parse("guide/a.md", body.encode(), public_url="https://e.org/docs")
+    assert page.title == "The guide"
+    assert page.url == "https://e.org/docs/guide/a.md"
+    assert outline(page) == [
+        (1, "Usage & run()", "usage--run"),
+        (2, "Usage", "usage"),
+        (2, "Usage", "usage-1"),
+    ]
+    assert "```sh\n# no heading\n[x](y.md)\n```" in page.text
+    assert "[next](https://e.org/docs/guide/next.md#there) and `[no](link.md)`" in page.text
+    assert "[ref]: https://e.org/docs/up.md" in page.text
+    assert "a note" not in page.text and "tags" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("titles", "expected"),
+    [
+        (["Hello World!"], ["hello-world"]),
+        (["`code` & more", "A_b-c"], ["code--more", "a_b-c"]),
+        (["Café 2.0", "日本語 text"], ["café-20", "日本語-text"]),
+        (["a", "a", "a-1", "a"], ["a", "a-1", "a-1-1", "a-2"]),
+        (["[Link](x.md) here"], ["link-here"]),
+    ],
+)
+def test_anchors_are_those_of_github(titles, expected):
+    made = anchors.Anchors()
+    assert [made.of(title) for title in titles] == expected
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=300))
+@settings(max_examples=150, deadline=None)
+def test_any_markdown_gives_headings_that_start_at_their_lines(body):
+    try:
+        page = markdown.parse(body.encode("utf-8", "surrogatepass"), "a.md", "a")
+    except UnreadableError:
+        return
+    check(page)
+
+
+def test_rst_is_read_with_sphinxs_roles_and_directives_and_nothing_included(tmp_path):
+    (tmp_path / "secret").write_text("SECRET")
+    body = f"""
+Widgets
+=======
+
+See :func:`~widgets.make` and :doc:`the guide <guide>`.
+
+.. note:: Mind the *gap*.
+
+.. code-block:: python
+   :emphasize-lines: 1
+
+   if True:
+       make(1)
+
+.. py:function:: make(size, *, colour="green")
+
+   Makes a widget.
+
+   .. versionadded:: 3.2
+
+.. include:: {tmp_path / "secret"}
+
+.. raw:: html
+
+   <script>SECRET</script>
+
+.. unknown-thing:: about
+   :option: 1
+
+   Its words.
+
+Sizes
+-----
+
+`Large <large.html>`_ ones.
+"""
+    page = parse("docs/w.rst", body.encode())
+    assert page.title == "Widgets"
+    assert outline(page) == [(1, "Widgets", "widgets"), (2, "Sizes", "sizes")]
+    assert "See `make` and the guide." in page.text
+    assert "**Note:** Mind the *gap*." in page.text
+    assert "```python\nif True:\n    make(1)\n```" in page.text
+    assert '`make(size, *, colour="green")`' in page.text and "Makes a widget." in page.text
+    assert "New in version 3.2" in page.text and "Its words." in page.text
+    assert "SECRET" not in page.text
+    assert "(docs/large.html)" in page.text
+
+
+def test_substitutions_of_rst_cannot_grow_without_end():
+    lines = [".. |a0| replace:: " + "x" * 100]
+    lines += [f".. |a{n}| replace:: " + f"|a{n - 1}| " * 10 for n in range(1, 9)]
+    page = rst.parse(("\n".join(lines) + "\n\nText |a8| here.\n").encode(), "a.rst", None, "a")
+    assert len(page.text) < 100_000
+
+
+def test_a_notebook_is_text_code_and_bounded_output():
+    notebook = {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {"kernelspec": {"language": "python", "name": "python3"}},
+        "cells": [
+            {"cell_type": "markdown", "metadata": {}, "source": ["# Second part\n", "Words."]},
+            {
+                "cell_type": "code",
+                "metadata": {},
+                "execution_count": 1,
+                "source": "print('x' * 9000)",
+                "outputs": [
+                    {"output_type": "stream", "name": "stdout", "text": ["\x1b[31m", "x" * 9000]},
+                    {
+                        "output_type": "display_data",
+                        "metadata": {},
+                        "data": {"image/png": "aGk=", "text/plain": ["<Figure size 1>"]},
+                    },
+                    {
+                        "output_type": "error",
+                        "ename": "ValueError",
+                        "evalue": "no",
+                        "traceback": ["long"],
+                    },
+                ],
+            },
+        ],
+    }
+    page = parse("n.ipynb", json.dumps(notebook).encode())
+    assert page.title == "Second part"
+    assert outline(page) == [(1, "Second part", "Second-part")]
+    assert "```python\nprint('x' * 9000)\n```" in page.text
+    assert "ValueError: no" in page.text and "\x1b" not in page.text
+    assert len(page.text) < 3000
+    assert unreadable("n.ipynb", b'{"cells": 3}') == "broken"
+    assert unreadable("n.ipynb", b"[" * 100_000) == "broken"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ("utf-8-sig", "Grüße aus Köln"),
+        ("utf-16", "Grüße aus Köln"),
+        ("latin-1", "Grüße aus Köln"),
+        ("cp1252", "“Crème brûlée” — 3 €"),
+        ("cp1251", "Съешь же ещё этих мягких французских булок, да выпей чаю. " * 3),
+        ("shift_jis", "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。" * 3),
+    ],
+)
+def test_text_is_read_in_the_encoding_that_it_is_in(encoding, words):
+    assert parse("a.txt", words.encode(encoding)).text == words.strip()
+
+
+def test_plain_text_is_cited_by_line():
+    body = "\n\n".join(f"Paragraph {n}.\nMore of it." for n in range(30))
+    page = parse("a.txt", body.encode())
+    assert at(page, "Paragraph 0.") == "L1"
+    assert at(page, "Paragraph 29.") == "L85"
+    assert body.split("\n")[int(at(page, "Paragraph 29.")[1:]) - 1].startswith("Paragraph 28")
+
+
+def test_a_table_of_values_is_markdown_and_bounded():
+    page = parse("a.csv", b'name;size\n"a|b";1\n\nc;2;extra\n')
+    assert page.text == "| name | size |\n| --- | --- |\n| a\\|b | 1 |\n| c | 2 extra |"
+    many = parse("b.tsv", b"n\tsquare\n" + b"".join(b"%d\t%d\n" % (n, n * n) for n in range(3000)))
+    assert many.text.endswith("1000 further rows are left out.")
+    assert at(many, "| 1999 |") == "L1982"
+
+
+@given(st.lists(st.lists(st.text(max_size=8), min_size=1, max_size=4), min_size=1, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_any_csv_is_a_table_or_a_reject(rows):
+    import csv
+
+    written = io.StringIO()
+    csv.writer(written).writerows(rows)
+    try:
+        page = sheet.parse(written.getvalue().encode("utf-8", "replace"), "a.csv", "a")
+    except UnreadableError:
+        return
+    check(page)
+    lines = page.text.split("\n")
+    assert all(line.startswith("|") and line.endswith("|") for line in lines)
+
+
+def test_html_is_read_as_a_page_of_a_site_is():
+    body = (
+        "<title>T</title><main><h1 id=top>Widgets</h1><p>Words <a href='../b.html#x'>there</a>.</p>"
+        "<pre><code class=language-sh>ls</code></pre></main><footer>no</footer>"
+    )
+    page = parse("docs/a.html", body.encode())
+    assert page.url == "docs/a.html" and outline(page) == [(1, "Widgets", "top")]
+    assert "[there](b.html#x)" in page.text and "```sh\nls\n```" in page.text
+    public = parse("docs/a.html", body.encode(), public_url="https://e.org/")
+    assert public.url == "https://e.org/docs/a.html" and "(https://e.org/b.html#x)" in public.text
+    named = parse("a.html", "<meta charset=cp1251><main><p>Привет".encode("cp1251"))
+    assert "Привет" in named.text
+
+
+# --- subtitles and recordings ------------------------------------------------------------------
+
+SRT = (
+    "1\n00:00:01,000 --> 00:00:03,000\n<i>Hello</i> and\n\n"
+    "2\n00:00:03,000 --> 00:00:05,000\nwelcome.\n\n"
+    "3\n00:00:20,000 --> 00:00:24,000\nA pause came before.\n\n"
+    "4\n01:01:05,500 --> 01:01:08,000\nThe end.\n"
+)
+VTT = (
+    "WEBVTT\n\n00:01.000 --> 00:03.000\n<v Ann>so we\n\n"
+    "00:03.000 --> 00:05.000\nso we\nbegin here\n\n00:05.000 --> 00:06.000\nbegin here\nand go\n"
+)
+
+
+def test_subtitles_are_paragraphs_that_name_the_second():
+    page = parse("talk.srt", SRT.encode())
+    assert page.text == "Hello and welcome.\n\nA pause came before.\n\nThe end."
+    assert [h.anchor for h in page.headings] == ["t=1", "t=20", "t=3665"]
+    assert parse("talk.vtt", VTT.encode()).text == "so we begin here and go"  # captions that roll
+
+
+def test_a_long_speech_has_a_mark_every_quarter_minute():
+    cues = "".join(
+        f"{n}\n00:{n // 20:02}:{n % 20 * 3:02},000 --> 00:{n // 20:02}:{n % 20 * 3 + 3:02},000\n"
+        f"word{n} and.\n\n"
+        for n in range(100)
+    )
+    page = subtitles.parse(cues.encode(), "talk.mp4", "talk")
+    assert [int(h.anchor[2:]) for h in page.headings] == list(range(0, 300, 15))
+    assert page.text.count("\n\n") == 4  # a paragraph a minute
+
+
+def test_subtitles_beside_a_recording_are_what_it_says(tmp_path):
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp3", "c.mkv"):
+        (folder / name).write_bytes(b"no recording")
+    (folder / "a.srt").write_text(SRT)
+    (folder / "a.de.srt").write_text(SRT.replace("Hello", "Hallo"))
+    (folder / "b.en.vtt").write_text(VTT)
+    documents, rejects = crawled(tmp_path / "out", folder, public_url="https://e.org/t/")
+    assert sorted(documents) == ["https://e.org/t/a.mp4", "https://e.org/t/b.mp3"]
+    assert documents["https://e.org/t/a.mp4"].text.startswith("Hello")
+    assert {url.rpartition("/")[2]: reason for url, (reason, _) in rejects.items()} == {
+        "a.srt": "subtitles",
+        "a.de.srt": "subtitles",
+        "b.en.vtt": "subtitles",
+        "c.mkv": "no_transcript",
+    }
+    assert "source.whisper" in rejects["https://e.org/t/c.mkv"][1]
