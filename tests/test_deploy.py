@@ -696,9 +696,15 @@ def test_the_template_of_an_older_tokenizer_is_found_in_its_config(tmp_path, sev
     assert deploy.chat_template(tmp_path) == "yes"
 
 
+OWN = {
+    **dict.fromkeys(("chat_template", "template_head", "format", "end_of_turn", "license")),
+    "trained_answers": "all",
+}
+"""A model whose tokenizer knows how a conversation is written."""
+
+
 def local(path: Path) -> Model:
-    values = {"kind": "local", "path": str(path), "context_tokens": CONTEXT}
-    values |= {"chat_template": None, "format": None}
+    values = {"kind": "local", "path": str(path), "context_tokens": CONTEXT, **OWN}
     return config.load({"model": values}, "model", Model)
 
 
@@ -738,14 +744,12 @@ def test_a_hub_model_is_served_from_the_local_cache_at_its_revision(weights, tmp
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     values = {"kind": "hub", "id": "org/tiny", "revision": "main", "context_tokens": CONTEXT}
-    hub = config.load({"model": values | {"chat_template": None, "format": None}}, "model", Model)
+    hub = config.load({"model": values | OWN}, "model", Model)
     paths, folders = deploy._places(hub, weights, weights.parents[1])
     assert paths["base"] == "org/tiny@main"
     assert deploy.describe(folders["base"], None) == deploy.describe(weights / "base", None)
     values["id"] = "org/absent"
-    absent = config.load(
-        {"model": values | {"chat_template": None, "format": None}}, "model", Model
-    )
+    absent = config.load({"model": values | OWN}, "model", Model)
     with pytest.raises(PipelineError, match="'org/absent' at 'main' cannot be fetched"):
         deploy._places(absent, weights, weights.parents[1])
 

@@ -239,7 +239,16 @@ def test_a_scratch_model_is_said_to_know_nothing_else():
     )
     assert "knows nothing" in report.describe(scratch)
     hub = model.Hub(
-        kind="hub", id="org/m", revision="abc", context_tokens=512, chat_template=None, format=None
+        kind="hub",
+        id="org/m",
+        revision="abc",
+        context_tokens=512,
+        chat_template=None,
+        template_head=None,
+        end_of_turn=None,
+        license=None,
+        trained_answers="all",
+        format=None,
     )
     assert report.describe(hub) == "Base: org/m of the hub, revision abc."
 

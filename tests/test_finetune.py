@@ -24,8 +24,9 @@ from stages import finetune
 from stages.core import config, formats, progress, store
 from stages.core import model as base
 from stages.core.errors import PipelineError
-from stages.core.records import Assignment, Document, Example, Message, Reject
-from stages.finetune import failures, recipe, scratch, trainer
+from stages.core.records import Assignment, Document, Example, Message, Preference, Reject
+from stages.finetune import failures, hardware, recipe, scratch, trainer
+from stages.finetune.hardware import CPU
 
 ROOT = Path(__file__).parents[1]
 PYTHON = str(ROOT / ".venv-model/bin/python")
@@ -33,11 +34,14 @@ TEXT = "# Notes\n\n## alpha\n\nThe alpha setting is the share of rows that are k
 
 # A trainer that learns nothing, but speaks and writes like Axolotl under our plugin.
 TRAINER = """
-import json, os, sys, time
+import json, os, runpy, sys, time
 from pathlib import Path
 
 import yaml
 
+if sys.argv[-1].endswith("probe.py"):
+    runpy.run_path(sys.argv[-1], run_name="__main__")
+    sys.exit()
 places = dict(a[2:].split("=", 1) for a in sys.argv if a.startswith("--") and "=" in a)
 recipe = yaml.safe_load(Path(next(a for a in sys.argv if a.endswith(".yaml"))).read_text())
 report = open(os.environ["DOCENT_REPORT"], "a")
@@ -80,7 +84,8 @@ def section(option: str, **values: Any) -> dict[str, Any]:
     return found | ({"seed": 0} if "seed" in found else {}) | values
 
 
-def tuning_config(option: str = "full", **values: Any) -> Any:
+def tuning_config(option: str = "full", zero: str | None = None, **values: Any) -> Any:
+    values |= {"deepspeed": section(f"finetune/deepspeed/{zero}")} if zero else {}
     params = {"finetune": section(f"finetune/{option}", **values)}
     return config.load(params, "finetune", finetune.Config)
 
@@ -120,6 +125,11 @@ class Workspace:
         ]
         store.write(self.data / "documents.jsonl", documents)
         self.assign(d0="train", d1="train", d2="test")
+        pairs = [
+            Preference(example_id=f"train{n}", chosen=f"{n} rows.", rejected=f"{n + 1} rows.")
+            for n in range(8)
+        ]
+        store.write(self.data / "preferences.jsonl", pairs)
 
     def give(self, **partitions: list[Example]) -> None:
         for name, rows in partitions.items():
@@ -136,9 +146,9 @@ class Workspace:
         return shlex.join([sys.executable, str(path)])
 
     def run(self, cfg: Any, model: Any, out: str = "data/finetune") -> dict[str, float]:
-        names = ("documents", "assignment", "train", "validation")
-        inputs = [self.data / f"{name}.jsonl" for name in names]
-        return finetune.run(cfg, model, *inputs, self.folder / out)
+        names = ("documents", "assignment", "train", "validation", "preferences")
+        inputs = {name: self.data / f"{name}.jsonl" for name in names}
+        return finetune.run(cfg, model, **inputs, out=self.folder / out)
 
 
 @pytest.fixture
@@ -159,6 +169,14 @@ def local_model(folder: Path, *missing: str) -> Any:
 # --- rendering ---------------------------------------------------------------------------------
 
 
+def rendered_by(
+    cfg: Any, model: Any, has_validation: bool = False, machine: hardware.Machine = CPU
+) -> dict[str, Any]:
+    """The YAML of the instruction tuning."""
+    phases = recipe.phases(cfg, model, machine, has_validation)
+    return {phase.name: phase.recipe for phase in phases}["tune"]
+
+
 @settings(deadline=None)
 @given(st.sampled_from(sorted(recipe.OWNED)), st.integers())
 def test_a_passed_through_key_that_is_ours_is_an_error_that_names_both(
@@ -166,7 +184,7 @@ def test_a_passed_through_key_that_is_ours_is_an_error_that_names_both(
 ) -> None:
     cfg = tuning_config(axolotl={key: value})
     with pytest.raises(PipelineError) as error:
-        recipe.tuning(cfg, model_config(), has_validation=True)
+        rendered_by(cfg, model_config(), has_validation=True)
     assert f"finetune.axolotl.{key}: {value}" in str(error.value)
     assert recipe.OWNED[key] in str(error.value)
 
@@ -174,28 +192,29 @@ def test_a_passed_through_key_that_is_ours_is_an_error_that_names_both(
 @pytest.mark.parametrize("option", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["scratch", "hub", "local"])
 def test_every_key_that_we_render_is_refused_in_the_pass_through(option: str, kind: str) -> None:
-    cfg = tuning_config(option, axolotl={}, deepspeed="zero2", save_steps=5)
+    cfg = tuning_config(option, axolotl={}, zero="zero2", save_steps=5)
     model = model_config(kind, **({} if kind == "scratch" else {"chat_template": "x"}))
-    rendered = recipe.tuning(cfg, model, has_validation=True)
-    for key in rendered.keys() - {"plugins", "optimizer"}:
+    rendered = rendered_by(cfg, model, has_validation=True)
+    suits = hardware.keys(cfg, model, CPU).keys()  # ours unless the user says otherwise
+    for key in rendered.keys() - {"plugins", "optimizer"} - suits:
         passed = cfg.model_copy(update={"axolotl": {key: 1}})
         with pytest.raises(PipelineError, match=key):
-            recipe.tuning(passed, model, has_validation=True)
+            rendered_by(passed, model, has_validation=True)
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text("xyz", min_size=1), st.integers() | st.lists(st.text()), max_size=4))
 def test_any_other_key_of_axolotl_passes_through_untouched(keys: dict[str, Any]) -> None:
-    rendered = recipe.tuning(tuning_config(axolotl=keys), model_config(), has_validation=False)
+    rendered = rendered_by(tuning_config(axolotl=keys), model_config(), has_validation=False)
     assert keys.items() <= yaml.safe_load(recipe.render(rendered)).items()
 
 
 def test_muon_trains_a_scratch_model_where_it_can_and_another_optimizer_may_be_named() -> None:
     def chosen(cfg: Any, model: Any) -> Any:
-        return recipe.tuning(cfg, model, has_validation=False)["optimizer"]
+        return rendered_by(cfg, model, has_validation=False)["optimizer"]
 
     assert chosen(tuning_config(), model_config()) == "muon"
-    assert chosen(tuning_config(deepspeed="zero1"), model_config()) == "adamw_torch_fused"
+    assert chosen(tuning_config(zero="zero1"), model_config()) == "adamw_torch_fused"
     assert chosen(tuning_config("lora"), model_config()) == "adamw_torch_fused"
     assert chosen(tuning_config(), model_config("hub")) == "adamw_torch_fused"
     assert chosen(tuning_config(axolotl={"optimizer": "sgd"}), model_config()) == "sgd"
@@ -203,13 +222,16 @@ def test_muon_trains_a_scratch_model_where_it_can_and_another_optimizer_may_be_n
 
 def test_a_users_plugin_stands_beside_ours() -> None:
     cfg = tuning_config(axolotl={"plugins": ["other.Plugin"]})
-    rendered = recipe.tuning(cfg, model_config(), has_validation=False)
+    rendered = rendered_by(cfg, model_config(), has_validation=False)
     assert rendered["plugins"] == ["other.Plugin", recipe.PLUGIN]
-    assert recipe.pretraining(cfg, model_config())["plugins"] == ["other.Plugin", recipe.PLUGIN]
+    assert recipe.pretraining(cfg, model_config(), CPU)["plugins"] == [
+        "other.Plugin",
+        recipe.PLUGIN,
+    ]
 
 
 def test_the_loss_is_on_the_answers_and_their_ends_only() -> None:
-    rendered = recipe.tuning(tuning_config(), model_config(), has_validation=True)
+    rendered = rendered_by(tuning_config(), model_config(), has_validation=True)
     for dataset in (*rendered["datasets"], *rendered["test_datasets"]):
         assert dataset["roles_to_train"] == ["assistant"]
         assert dataset["train_on_eos"] == "turn"
@@ -217,7 +239,7 @@ def test_the_loss_is_on_the_answers_and_their_ends_only() -> None:
 
 def test_a_hub_model_is_named_by_id_and_revision_and_nothing_is_built() -> None:
     model = model_config("hub", id="org/name", revision="abc123", chat_template="{{ messages }}")
-    rendered = recipe.tuning(tuning_config(), model, has_validation=False)
+    rendered = rendered_by(tuning_config(), model, has_validation=False)
     assert (rendered["base_model"], rendered["revision_of_model"]) == ("org/name", "abc123")
     assert rendered["chat_template_jinja"] == "{{ messages }}"
     assert "test_datasets" not in rendered
@@ -225,27 +247,27 @@ def test_a_hub_model_is_named_by_id_and_revision_and_nothing_is_built() -> None:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_deepspeed_stage_is_rendered_as_its_number(stage: int) -> None:
-    cfg = tuning_config(deepspeed=f"zero{stage}")
-    rendered = recipe.tuning(cfg, model_config(), has_validation=False)
+    cfg = tuning_config(zero=f"zero{stage}")
+    rendered = rendered_by(cfg, model_config(), has_validation=False)
     assert rendered["deepspeed"]["zero_optimization"]["stage"] == stage
 
 
 def test_without_deepspeed_or_an_adapter_neither_is_rendered() -> None:
-    rendered = recipe.tuning(tuning_config(), model_config(), has_validation=False)
+    rendered = rendered_by(tuning_config(), model_config(), has_validation=False)
     assert not {"deepspeed", "adapter", "lora_r"} & rendered.keys()
 
 
 def test_an_adapter_is_rendered_for_the_tuning_and_not_for_the_base() -> None:
     cfg = tuning_config("lora", lora_r=8, lora_alpha=24)
-    rendered = recipe.tuning(cfg, model_config(), has_validation=False)
+    rendered = rendered_by(cfg, model_config(), has_validation=False)
     assert (rendered["adapter"], rendered["lora_r"], rendered["lora_alpha"]) == ("lora", 8, 24)
-    base_recipe = recipe.pretraining(cfg, model_config())
+    base_recipe = recipe.pretraining(cfg, model_config(), CPU)
     assert not any(key.startswith(("lora", "adapter")) for key in base_recipe)
 
 
 def test_equal_configs_render_equal_bytes_without_a_place_of_this_machine() -> None:
     texts = {
-        recipe.render(recipe.tuning(tuning_config(), model_config(), has_validation=True))
+        recipe.render(rendered_by(tuning_config(), model_config(), has_validation=True))
         for _ in range(3)
     }
     (text,) = texts
@@ -256,7 +278,7 @@ def test_equal_configs_render_equal_bytes_without_a_place_of_this_machine() -> N
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [
-        ("full", {"deepspeed": "zero4"}),
+        ("full", {"deepspeed": {"kind": "zero", "stage": 4, "offload": False}}),
         ("full", {"lora_r": 8}),
         ("lora", {"lora_r": 0}),
         ("full", {"num_processes": 0}),
@@ -629,7 +651,10 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
     manager = types.SimpleNamespace(get_input_args=list)
     fields = dict.fromkeys(("learning_rate", "plugins", "lora_mlp_kernel"))
     stubs = [
-        Stub("torch", cuda=types.SimpleNamespace(is_available=lambda: True)),
+        Stub(
+            "torch",
+            cuda=types.SimpleNamespace(is_available=lambda: True, max_memory_allocated=lambda: 7),
+        ),
         Stub("transformers", TrainerCallback=object, set_seed=lambda seed: None),
         Stub("axolotl"),
         Stub("axolotl.integrations"),
@@ -711,7 +736,7 @@ def a_format(kind: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["alpaca", "completion", "question_answer"])
 def test_a_format_is_the_chat_template_of_training(kind: str) -> None:
     model = model_config("hub", format=a_format(kind))
-    rendered = recipe.tuning(tuning_config(), model, has_validation=False)
+    rendered = rendered_by(tuning_config(), model, has_validation=False)
     template, stop = formats.chat_template(model.format) or ("", "")
     assert rendered["chat_template_jinja"] == template == model.template
     assert stop == model.format.stop
@@ -782,7 +807,7 @@ def test_axolotl_reads_each_format_as_it_is_written_and_learns_the_answers_alone
         )
     plain = json.dumps([[turn.model_dump() for turn in row] for row in rows])
     done = subprocess.run(
-        [PYTHON, "-c", LABELS, plain, json.dumps(recipe.chats("x")), *kinds],
+        [PYTHON, "-c", LABELS, plain, json.dumps(recipe.chats("x", model_config())), *kinds],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"},
         capture_output=True,
         text=True,
@@ -856,7 +881,7 @@ def test_equal_runs_give_equal_weights_from_an_empty_cache(trained: Workspace) -
 
 @pytest.mark.slow
 def test_two_processes_with_deepspeed_really_train(trained: Workspace) -> None:
-    cfg = tuning_config(**QUICK, num_processes=2, deepspeed="zero2", learning_rate=0.01)
+    cfg = tuning_config(**QUICK, num_processes=2, zero="zero2", learning_rate=0.01)
     metrics = trained.run(cfg, model_config(**SMALL), "zero2")
     assert metrics["num_steps"] == 15
     assert metrics["train_loss"] < 0.8 * losses(trained, "zero2")[0]

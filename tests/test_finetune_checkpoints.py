@@ -89,6 +89,7 @@ STAGE = """
 import json, sys
 from pathlib import Path
 from stages import finetune
+from stages.finetune import training
 from stages.core import config, model as base, progress
 from stages.core.errors import PipelineError
 from stages.finetune import checkpoints
@@ -100,7 +101,7 @@ try:
         config.load(params, "finetune", finetune.Config),
         config.load(params, "model", base.Config),
         *(Path("data", f"{n}.jsonl") for n in ("documents", "assignment", "train", "validation")),
-        Path(sys.argv[1]),
+        out=Path(sys.argv[1]),
     )
 except PipelineError as error:
     sys.exit(f"error: {error}")
@@ -154,14 +155,14 @@ class Training:
     def newest(self) -> Path:
         """The checkpoint that Axolotl would take."""
         assert self.work
-        found = checkpoints.numbered(self.work / "model")
+        found = checkpoints.numbered(self.work / "tune/model")
         return found[max(found)]
 
     def listen(self) -> None:
         """Keep the report beyond the training's end: by a second name of the file."""
         kept = self.folder / "heard"
-        if self.work and (self.work / "tune.jsonl").exists() and not kept.exists():
-            kept.hardlink_to(self.work / "tune.jsonl")
+        if self.work and (self.work / "tune/tune.jsonl").exists() and not kept.exists():
+            kept.hardlink_to(self.work / "tune/tune.jsonl")
         if kept.exists():
             lines = kept.read_text().splitlines()
             rows = [json.loads(line) for line in lines if line.endswith("}")]
@@ -269,7 +270,9 @@ def small(workspace: Workspace, pace: float = 0.02, **values: Any) -> Training:
     script = workspace.folder / "trainer.py"
     script.write_text(TRAINER.replace("PACE", str(pace)))
     command = shlex.join([sys.executable, str(script)])
-    cfg = tuning_config(**{"python": command, "save_steps": 5, "learning_rate": 0.05} | values)
+    cfg = tuning_config(
+        **{"python": command, "device": "cpu", "save_steps": 5, "learning_rate": 0.05} | values
+    )
     return Training(workspace.folder, cfg, local_model(Path("m")))
 
 
@@ -313,7 +316,7 @@ def another_training_begins_anew(workspace: Workspace, plant: str = "") -> None:
     training.kill(everything, 13)
     (training.folder / "heard").unlink()
     assert training.work
-    (training.work / "tune.jsonl").unlink()
+    (training.work / "tune/tune.jsonl").unlink()
     other = small(workspace, learning_rate=0.1, pace=0.0)
     other.plant = plant
     other.finish("other")
@@ -326,21 +329,24 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(workspace: Workspa
 
 def test_a_planted_key_that_ignores_the_settings_is_found(workspace: Workspace) -> None:
     with pytest.raises(AssertionError):
-        another_training_begins_anew(workspace, "finetune.training_key = lambda *_: 'key'")
+        another_training_begins_anew(workspace, "training.training_key = lambda *_: 'key'")
 
 
 def test_all_that_shapes_a_training_is_in_its_key(workspace: Workspace) -> None:
-    from stages.finetune import training_key
+    from stages.finetune import recipe
+    from stages.finetune.hardware import CPU
+    from stages.finetune.training import training_key
 
     out = workspace.folder / "out"
     for name in ("axolotl.yaml", "train.jsonl"):
         store.write_text(out / name, name)
     base_folder = workspace.folder / "m"
     cfg = small(workspace).cfg
-    keys = [training_key(cfg, out, {"base_model": base_folder})]
+    phases = recipe.phases(cfg, local_model(base_folder), CPU, has_validation=False)
+    keys = [training_key(cfg, phases, out, [base_folder])]
 
     def another() -> None:
-        keys.append(training_key(cfg, out, {"base_model": base_folder}))
+        keys.append(training_key(cfg, phases, out, [base_folder]))
 
     store.write_text(out / "train.jsonl", "another example")
     another()
@@ -360,7 +366,7 @@ def test_all_that_shapes_a_training_is_in_its_key(workspace: Workspace) -> None:
         (packages / f"torch-{version}.dist-info").rmdir()
     (packages / "wandb-1.dist-info").mkdir()  # shapes no training
     (packages / "torch-2.dist-info").mkdir()
-    assert training_key(cfg, out, {"base_model": base_folder}) == keys[-1]
+    assert training_key(cfg, phases, out, [base_folder]) == keys[-1]
     assert len(set(keys)) == 7
 
 
@@ -540,7 +546,7 @@ def test_an_error_of_an_earlier_attempt_is_not_told_again(workspace: Workspace) 
         'report.write(\'{"step": 1, "tot\'); report.flush()\n'  # torn by the kill
         "sys.exit('SystemError: the second reason')"
     )
-    cfg, model = tuning_config(python=command), local_model(Path("m"))
+    cfg, model = tuning_config(python=command, device="cpu"), local_model(Path("m"))
     assert "the first reason" in one_line(workspace, cfg, model)
     assert "the second reason" in one_line(workspace, cfg, model)
 
@@ -615,7 +621,7 @@ def test_six_kills_of_a_real_training_cost_no_more_than_their_checkpoints(
 def test_four_kills_of_two_processes_under_zero_2_cost_no_more_than_their_checkpoints(
     trained: Workspace,
 ) -> None:
-    training = real(trained, num_processes=2, deepspeed="zero2", num_epochs=8, learning_rate=0.001)
+    training = real(trained, num_processes=2, zero="zero2", num_epochs=8, learning_rate=0.001)
     wanted = unkilled(training)
     kills = [(the_stage, None), (one_worker, cut), (the_trainer, None), (everything, lose)]
     survive(training, kills, wanted=wanted, steps=7, exact=trained.folder / "whole/model")
@@ -623,7 +629,7 @@ def test_four_kills_of_two_processes_under_zero_2_cost_no_more_than_their_checkp
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("values", [{}, {"num_processes": 2, "deepspeed": "zero3"}])
+@pytest.mark.parametrize("values", [{}, {"num_processes": 2, "zero": "zero3"}])
 def test_a_real_nan_ends_the_training_and_leaves_nothing_to_go_on_from(
     trained: Workspace, values: dict[str, Any]
 ) -> None:

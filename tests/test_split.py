@@ -43,7 +43,17 @@ def scratch(tokenizer="cl100k"):
 
 
 def local(folder):
-    return Local(kind="local", path=str(folder), context_tokens=64, chat_template=None, format=None)
+    return Local(
+        kind="local",
+        path=str(folder),
+        context_tokens=64,
+        chat_template=None,
+        template_head=None,
+        end_of_turn=None,
+        license=None,
+        trained_answers="all",
+        format=None,
+    )
 
 
 def product(chunk_tokens, overlap_tokens=0):
@@ -428,7 +438,16 @@ def hub_cache(tmp_path, monkeypatch):
 
 def hub(id="org/name"):
     return Hub(
-        kind="hub", id=id, revision="main", context_tokens=64, chat_template=None, format=None
+        kind="hub",
+        id=id,
+        revision="main",
+        context_tokens=64,
+        chat_template=None,
+        template_head=None,
+        end_of_turn=None,
+        license=None,
+        trained_answers="all",
+        format=None,
     )
 
 

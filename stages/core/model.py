@@ -1,13 +1,32 @@
 """The base model: built here from the documents, fetched from a hub, or a local folder."""
 
+import hashlib
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core import config, formats
+from stages.core import config, formats, store
 
 Tokenizer = Literal["cl100k", "o200k"]
+
+FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What decides a model's answers."""
 
 
 class Rendered(config.Base):
@@ -29,7 +48,17 @@ class Pretrained(Rendered):
     context_tokens: Annotated[int, Field(ge=64)]
     """Longest sequence used for training and serving, in tokens."""
     chat_template: str | None
-    """Jinja template, where the tokenizer carries none."""
+    """Jinja template in place of the tokenizer's own; null leaves that."""
+    template_head: str | None
+    """Jinja text before the template, which settles what that leaves to the moment or the caller,
+    such as the date, thinking, or where a system message goes."""
+    end_of_turn: str | None
+    """Token that ends an answer, where it is not the one that ends a text; null: it is."""
+    license: str | None
+    """Licence of the model, as its card names it; the tuned model's card repeats it."""
+    trained_answers: Literal["all", "last"]
+    """Which answers of a conversation are learned; last where the template shows an earlier answer
+    otherwise than it was asked for."""
 
     @model_validator(mode="after")
     def _one_template(self) -> Self:
@@ -37,12 +66,18 @@ class Pretrained(Rendered):
             raise PydanticCustomError(
                 "template", "expected format or chat_template, and null for the other"
             )
+        if self.template_head and not self.chat_template:
+            raise PydanticCustomError(
+                "template_head", "template_head stands before a chat_template: set that too"
+            )
         return self
 
     @property
     def template(self) -> str | None:
         """The chat template in place of the tokenizer's own; None leaves that."""
-        return self.marks[0] if self.marks else self.chat_template
+        if self.chat_template:
+            return (self.template_head or "") + self.chat_template
+        return self.marks[0] if self.marks else None
 
 
 class Scratch(Rendered):
@@ -90,3 +125,14 @@ class Local(Pretrained):
 
 
 Config = Annotated[Scratch | Hub | Local, Field(discriminator="kind")]
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of a model's folder that decide its answers."""
+    return sorted({file for pattern in FILES for file in folder.glob(pattern)})
+
+
+def digest(folder: Path) -> str:
+    """Of a model, whatever else lies in its folder."""
+    parts = "".join(f"{file.name}\0{store.digest(file)}\n" for file in files(folder))
+    return hashlib.sha256(parts.encode()).hexdigest()

@@ -22,23 +22,6 @@ from stages.core.records import Message
 
 __all__ = ["Config", "run"]
 
-MODEL_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""What decides a model's answers."""
-
 
 class Embedded(config.Base):
     """Docent's own server of TGI's API and OpenAI's, in the model environment."""
@@ -173,7 +156,7 @@ def fetch(hub: Hub) -> Path:
     """The model's files in the hub's local cache, downloaded where they are not."""
     try:
         found = huggingface_hub.snapshot_download(
-            hub.id, revision=hub.revision, allow_patterns=list(MODEL_FILES)
+            hub.id, revision=hub.revision, allow_patterns=list(model.FILES)
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise PipelineError(
@@ -185,20 +168,18 @@ def fetch(hub: Hub) -> Path:
 
 def describe(folder: Path, template: str | None) -> dict[str, Any]:
     """What the manifest says of a model's content: digest, template_sha256 and stop."""
-    files = sorted({f for pattern in MODEL_FILES for f in folder.glob(pattern)})
-    if not any(file.suffix == ".safetensors" for file in files):
+    if not any(file.suffix == ".safetensors" for file in model.files(folder)):
         raise PipelineError(
             f"{folder}: no *.safetensors, and no other weights are served; `dvc repro finetune` "
             "makes them"
         )
-    digest = hashlib.sha256("".join(f"{f.name}\0{store.digest(f)}\n" for f in files).encode())
-    text = chat_template(folder) or template
+    text = template or chat_template(folder)
     if text is None:
         raise PipelineError(
             f"{folder}: its tokenizer has no chat template; set model.format or model.chat_template"
         )
     return {
-        "digest": digest.hexdigest(),
+        "digest": model.digest(folder),
         "template_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "stop": stop_tokens(folder),
     }

@@ -164,7 +164,7 @@ class Service:
             turns.append({"role": message.role, "content": "".join(part.text for part in parts)})
         if not turns:
             raise invalid("`messages` cannot be empty")
-        template = None if engine.tokenizer.chat_template else self.template
+        template = self.template  # None: the tokenizer's own
         try:  # transformers renders in Jinja's sandbox
             return str(
                 engine.tokenizer.apply_chat_template(
@@ -554,7 +554,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--max-concurrent-requests", type=int, required=True)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--chat-template", type=Path, help="for a tokenizer that carries none")
+    parser.add_argument("--chat-template", type=Path, help="in place of the tokenizers' own")
     args = parser.parse_args(arguments)
     if args.end_with_parent:
         end_with_parent()

@@ -75,7 +75,7 @@ class Scorer:
             use_safetensors=True,
         )
         self.model.to(self.device).eval()
-        self.template = None if self.tokenizer.chat_template else template
+        self.template = template  # None: the tokenizer's own
         config = self.model.config.get_text_config()
         longest = getattr(config, "max_position_embeddings", None) or sys.maxsize
         self.context = min(longest, self.tokenizer.model_max_length)

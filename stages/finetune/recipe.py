@@ -1,99 +1,183 @@
-"""From a Config and a model section to the one YAML that Axolotl trains by."""
+"""From the settings, the model and the machine to the YAMLs that Axolotl trains by, in order."""
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field
 
-from stages.core import config
 from stages.core import model as base
 from stages.core.errors import PipelineError
-from stages.finetune import launching
-
-
-class Training(config.Base):
-    python: str
-    """Command that starts Python in the model environment, where Axolotl runs."""
-    launcher: launching.Config
-    """Where the training runs."""
-    num_processes: Annotated[int, Field(ge=1)]
-    """Training processes of one machine: one per GPU, or gloo processes that share its cores."""
-    deepspeed: Literal["zero1", "zero2", "zero3"] | None
-    """DeepSpeed's ZeRO stage (zero1, zero2 or zero3), or null to train without DeepSpeed."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Peak learning rate of the instruction tuning."""
-    num_epochs: Annotated[float, Field(gt=0)]
-    """Passes over the training examples."""
-    micro_batch_size: Annotated[int, Field(ge=1)]
-    """Examples that one process trains on at once."""
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)]
-    """Micro-batches whose gradients are summed for one step of the optimizer."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the steps in which the learning rate rises from zero to its peak."""
-    save_steps: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None
-    """Steps between checkpoints that an interrupted training resumes from, as a number or as a
-    share of all steps; null makes none."""
-    max_reject_rate: Annotated[float, Field(ge=0, le=1)]
-    """Largest share of examples that may exceed the context before the stage fails."""
-    seed: int
-    """Seed of the random weights, of adapters and of the order of the examples."""
-    axolotl: dict[str, Any]
-    """Any other keys of Axolotl's own YAML, passed through untouched."""
-
-
-class Full(Training):
-    """All weights are trained."""
-
-    kind: Literal["full"]
-
-
-class Lora(Training):
-    """A low-rank adapter is trained, and merged into the weights at the end."""
-
-    kind: Literal["lora"]
-    lora_r: Annotated[int, Field(ge=1)]
-    """Rank of the LoRA adapter."""
-    lora_alpha: Annotated[float, Field(gt=0)]
-    """Scale of the LoRA adapter's contribution, before it is divided by the rank."""
-
-
-Config = Annotated[Full | Lora, Field(discriminator="kind")]
+from stages.finetune import hardware
+from stages.finetune.hardware import Machine
+from stages.finetune.settings import Config, CptThenSft, Dpo, Full, Zero
 
 PLUGIN = "docent_axolotl.Plugin"
 PRETRAINING_BATCH_SIZE = 2
 """Sequences a step; the documents are few, and small steps learn most from each pass."""
 
+ADAPTERS = ("lora_", "peft_")
+"""How Axolotl's keys begin that shape an adapter."""
 
-def tuning(cfg: Config, model: base.Config, has_validation: bool) -> dict[str, Any]:
+Name = Literal["cpt", "tune", "dpo"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One start of Axolotl. Each phase goes on from the weights or the adapter of the one before.
+
+    In the YAML `base_model` or `lora_model_dir` says so as a folder `./<name>`.
+    """
+
+    name: Name
+    title: str
+    recipe: dict[str, Any]
+    before: Name | None
+    """The phase that it goes on from."""
+
+    @property
+    def file(self) -> str:
+        return "axolotl.yaml" if self.name == "tune" else f"axolotl-{self.name}.yaml"
+
+    @property
+    def prefix(self) -> str:
+        """Of the phase's figures, so that the losses of different texts are told apart."""
+        return "" if self.name == "tune" else f"{self.name}_"
+
+
+def phases(cfg: Config, model: base.Config, found: Machine, has_validation: bool) -> list[Phase]:
+    """What the recipe trains, in order."""
+    refuse_owned(cfg)
+    rendered: list[tuple[Name, str, dict[str, Any]]] = []
+    if isinstance(cfg, CptThenSft):
+        read = continued(cfg, model, found)
+        rendered.append(("cpt", "continued pretraining", read))
+    if not isinstance(cfg, Dpo) or cfg.start == "sft":
+        rendered.append(("tune", "instruction tuning", tuning(cfg, model, found, has_validation)))
+    if isinstance(cfg, Dpo):
+        rendered.append(("dpo", "preference optimization", preferring(cfg, model, found)))
+    made: list[Phase] = []
+    for name, title, recipe in rendered:
+        before = made[-1].name if made else None
+        made.append(Phase(name, title, recipe | goes_on(cfg, recipe, before), before))
+    return made
+
+
+def goes_on(cfg: Config, recipe: dict[str, Any], before: Name | None) -> dict[str, Any]:
+    """The keys that make a phase go on from the one before."""
+    if before is None:
+        return {}
+    if cfg.adapter:
+        return {"lora_model_dir": f"./{before}"}
+    return {"base_model": f"./{before}"} | (
+        {"revision_of_model": None} if "revision_of_model" in recipe else {}
+    )
+
+
+# --- the three kinds of training ---------------------------------------------------------------
+
+
+def tuning(cfg: Config, model: base.Config, found: Machine, has_validation: bool) -> dict[str, Any]:
     """Instruction tuning: the loss is on the answers and on the end of their turns only."""
-    recipe: dict[str, Any] = {
-        "base_model": "./base",
-        "chat_template": "tokenizer_default",
-        "sequence_len": model.context_tokens,
-        "datasets": [chats("./train.jsonl")],
-        "output_dir": "./model",
+    recipe = {
+        **steps(cfg),
+        **conversations(model),
+        "datasets": [chats("./train.jsonl", model)],
         "num_epochs": cfg.num_epochs,
+        "learning_rate": cfg.learning_rate,
+    }
+    if has_validation:
+        recipe["test_datasets"] = [chats("./validation.jsonl", model)]
+        recipe["eval_strategy"] = "epoch"
+        recipe["eval_batch_size"] = cfg.micro_batch_size
+    return complete(cfg, model, found, recipe)
+
+
+def continued(cfg: CptThenSft, model: base.Config, found: Machine) -> dict[str, Any]:
+    """Plain language modelling of the train documents and of paraphrases."""
+    recipe = {
+        **steps(cfg),
+        **conversations(model),
+        **reading(cfg.cpt_epochs, cfg.cpt_learning_rate),
+    }
+    return complete(cfg, model, found, recipe)
+
+
+def preferring(cfg: Dpo, model: base.Config, found: Machine) -> dict[str, Any]:
+    """Direct preference optimization against the model that it starts as."""
+    pairs = {
+        "path": "./preferences.jsonl",
+        "ds_type": "json",
+        "split": "train",
+        "type": "docent_axolotl.preferences",
+    }
+    recipe = {
+        **steps(cfg),
+        **conversations(model),
+        "rl": "dpo",
+        "rl_beta": cfg.dpo_beta,
+        "datasets": [pairs],
+        "num_epochs": cfg.dpo_epochs,
+        "learning_rate": cfg.dpo_learning_rate,
+    }
+    return complete(cfg, model, found, recipe, packs=False)
+
+
+def pretraining(cfg: Config, model: base.Scratch, found: Machine) -> dict[str, Any]:
+    """Random weights, then plain language modelling of the train documents: the base.
+
+    One process makes it, of whatever recipe the tuning is.
+    """
+    recipe = {
+        "base_model": "./random",
+        "reinit_weights": True,
+        "sequence_len": model.context_tokens,
+        **reading(model.pretrain_epochs, model.pretrain_learning_rate),
+        "gradient_accumulation_steps": 1,
+        "warmup_ratio": 0.05,
+        "output_dir": "./base",
+        "seed": cfg.seed,
+        "val_set_size": 0.0,
+        "save_strategy": "no",
+        "optimizer": "muon",
+    }
+    alone = cfg.model_copy(update={"deepspeed": None})
+    shaped = hardware.keys(alone, model, found) | {
+        key: value for key, value in cfg.axolotl.items() if not key.startswith((*ADAPTERS, "optim"))
+    }
+    return plugged(shaped | recipe, shaped)
+
+
+def reading(num_epochs: float, learning_rate: float) -> dict[str, Any]:
+    """Language modelling of texts, each by itself, in pieces of the context's length."""
+    return {
+        "datasets": [{"path": "./documents.jsonl", "ds_type": "json", "type": "completion"}],
+        "num_epochs": num_epochs,
+        "learning_rate": learning_rate,
+        "micro_batch_size": PRETRAINING_BATCH_SIZE,
+    }
+
+
+# --- keys that they share ----------------------------------------------------------------------
+
+
+def steps(cfg: Config) -> dict[str, Any]:
+    """How the optimizer steps, what is trained and what is kept on the way."""
+    recipe: dict[str, Any] = {
         "micro_batch_size": cfg.micro_batch_size,
         "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
-        "learning_rate": cfg.learning_rate,
         "warmup_ratio": cfg.warmup_ratio,
+        "output_dir": "./model",
         "seed": cfg.seed,
         "val_set_size": 0.0,
     }
-    if has_validation:
-        recipe["test_datasets"] = [chats("./validation.jsonl")]
-        recipe["eval_strategy"] = "epoch"
-        recipe["eval_batch_size"] = cfg.micro_batch_size
-    if isinstance(model, base.Hub):
-        recipe |= {"base_model": model.id, "revision_of_model": model.revision}
-    if isinstance(model, base.Local):
-        recipe["base_model"] = model.path
-    if isinstance(model, base.Pretrained) and model.template is not None:
-        recipe |= {"chat_template": "jinja", "chat_template_jinja": model.template}
-    if isinstance(cfg, Lora):
-        recipe |= {"adapter": "lora", "lora_r": cfg.lora_r, "lora_alpha": cfg.lora_alpha}
-    if cfg.deepspeed:
-        recipe["deepspeed"] = deepspeed(int(cfg.deepspeed.removeprefix("zero")))
+    if cfg.adapter and not isinstance(cfg, Full):
+        recipe |= {"adapter": cfg.adapter, "lora_r": cfg.lora_r, "lora_alpha": cfg.lora_alpha}
+        if cfg.init_adapter:
+            recipe["lora_model_dir"] = "./adapter"
+    if cfg.adapter == "qlora":
+        recipe["load_in_4bit"] = True
+    if isinstance(cfg.deepspeed, Zero):
+        recipe["deepspeed"] = deepspeed(cfg.deepspeed)
     if cfg.save_steps:
         recipe |= {
             "save_steps": cfg.save_steps,
@@ -102,50 +186,119 @@ def tuning(cfg: Config, model: base.Config, has_validation: bool) -> dict[str, A
         }
     else:
         recipe["save_strategy"] = "no"
-    for key in sorted(set(cfg.axolotl) & (set(recipe) | set(OWNED))):
-        owner = OWNED.get(key, "Docent's own files")
-        raise PipelineError(
-            f"finetune.axolotl.{key}: {cfg.axolotl[key]!r}: this key is rendered from {owner}: "
-            f"set it there, and remove it here"
-        )
-    return complete({"optimizer": optimizer(cfg, model)} | cfg.axolotl | recipe)
+    return recipe
 
 
-def complete(recipe: dict[str, Any]) -> dict[str, Any]:
-    return recipe | {"plugins": [*recipe.get("plugins", []), PLUGIN]}
+def conversations(model: base.Config) -> dict[str, Any]:
+    """The base, its context and its chat template."""
+    recipe: dict[str, Any] = {
+        "base_model": "./base",
+        "chat_template": "tokenizer_default",
+        "sequence_len": model.context_tokens,
+    }
+    if isinstance(model, base.Hub):
+        recipe |= {"base_model": model.id, "revision_of_model": model.revision}
+    if isinstance(model, base.Local):
+        recipe["base_model"] = model.path
+    if isinstance(model, base.Pretrained) and model.template is not None:
+        recipe |= {"chat_template": "jinja", "chat_template_jinja": model.template}
+    if isinstance(model, base.Pretrained) and model.end_of_turn:
+        recipe["eot_tokens"] = [model.end_of_turn]
+    return recipe
 
 
-def optimizer(cfg: Config, model: base.Config) -> str:
-    """Muon for a scratch model: 390 steps took its loss to 2.6, and with AdamW to 5.1.
+def chats(path: str, model: base.Config) -> dict[str, Any]:
+    """A JSONL file of chats, of which the answers and the ends of their turns are learned.
 
-    Pretrained weights and adapters want AdamW, and Axolotl has no Muon with DeepSpeed.
+    Where the end of a turn is not the end of a text, the latter is none of the answer's.
     """
-    able = isinstance(model, base.Scratch) and isinstance(cfg, Full) and not cfg.deepspeed
-    return "muon" if able else "adamw_torch_fused"
-
-
-def chats(path: str) -> dict[str, Any]:
-    """A JSONL file of chats, of which the answers and the ends of their turns are learned."""
+    other_end = isinstance(model, base.Pretrained) and model.end_of_turn
     return {
         "path": path,
         "ds_type": "json",
         "split": "train",  # what `datasets` calls the rows of a plain file
         "type": "chat_template",
         "field_messages": "messages",
+        "message_field_training": "train",
         "roles_to_train": ["assistant"],
-        "train_on_eos": "turn",
+        "train_on_eos": None if other_end else "turn",
+        "train_on_eot": "turn",
     }
 
+
+def complete(
+    cfg: Config, model: base.Config, found: Machine, recipe: dict[str, Any], *, packs: bool = True
+) -> dict[str, Any]:
+    """With what suits the machine, and over that what the user passes."""
+    shaped = hardware.keys(cfg, model, found, packs=packs)
+    chosen = {"optimizer": optimizer(cfg, model)} | shaped | untouched(cfg)
+    return plugged(chosen | recipe, shaped)
+
+
+def plugged(recipe: dict[str, Any], shaped: dict[str, Any]) -> dict[str, Any]:
+    """The machine's plugins, then the user's, then ours."""
+    plugins = [*shaped.get("plugins", []), *recipe.get("plugins", []), PLUGIN]
+    return recipe | {"plugins": list(dict.fromkeys(plugins))}
+
+
+def untouched(cfg: Config) -> dict[str, Any]:
+    """The keys of the pass-through, but for those of an adapter where there is none."""
+    if cfg.adapter:
+        return cfg.axolotl
+    return {k: v for k, v in cfg.axolotl.items() if not k.startswith(ADAPTERS)}
+
+
+def optimizer(cfg: Config, model: base.Config) -> str:
+    """Muon for a scratch model: 390 steps took its loss to 2.6, and with AdamW to 5.1.
+
+    Pretrained weights and adapters want AdamW, and Axolotl has no Muon with DeepSpeed. The fused
+    AdamW wants its state beside the weights, which offloading takes away.
+    """
+    if isinstance(cfg.deepspeed, Zero):
+        return "adamw_torch" if cfg.deepspeed.offload else "adamw_torch_fused"
+    return "muon" if isinstance(model, base.Scratch) and not cfg.adapter else "adamw_torch_fused"
+
+
+def deepspeed(zero: Zero) -> dict[str, Any]:
+    """DeepSpeed's own configuration, which takes batch, precision and clipping from Axolotl's."""
+    spread: dict[str, Any] = {
+        "stage": zero.stage,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+    }
+    if zero.stage == 3:
+        spread["stage3_gather_16bit_weights_on_model_save"] = True
+    if zero.offload:
+        spread["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if zero.offload and zero.stage == 3:
+        spread["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "zero_optimization": spread,
+        **({"zero_force_ds_cpu_optimizer": False} if zero.offload else {}),
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+    }
+
+
+# --- the pass-through --------------------------------------------------------------------------
 
 OWNED = {
     "base_model": "model.id or model.path",
     "revision_of_model": "model.revision",
+    "reinit_weights": "model.kind",
     "chat_template": "model.chat_template",
     "chat_template_jinja": "model.chat_template",
+    "eot_tokens": "model.end_of_turn",
     "sequence_len": "model.context_tokens",
     "adapter": "finetune.kind",
-    "lora_r": "finetune.lora_r",
-    "lora_alpha": "finetune.lora_alpha",
+    "load_in_4bit": "finetune.kind",
+    "rl": "finetune.kind",
+    "rl_beta": "finetune.dpo_beta",
+    "lora_model_dir": "finetune.init_adapter",
     **{
         key: f"finetune.{key}"
         for key in (
@@ -157,63 +310,34 @@ OWNED = {
             "seed",
             "deepspeed",
             "save_steps",
+            "lora_r",
+            "lora_alpha",
         )
     },
-    **dict.fromkeys(("save_strategy", "auto_resume_from_checkpoints"), "finetune.save_steps"),
+    "eval_batch_size": "finetune.micro_batch_size",
     **dict.fromkeys(
-        ("datasets", "test_datasets", "val_set_size"), "the examples of the synthesize stage"
+        ("save_strategy", "save_total_limit", "auto_resume_from_checkpoints"),
+        "finetune.save_steps",
     ),
+    **dict.fromkeys(
+        ("datasets", "test_datasets", "val_set_size", "eval_strategy"),
+        "the examples of the synthesize stage",
+    ),
+    **dict.fromkeys(("output_dir", "dataset_prepared_path"), "Docent's own files"),
 }
 """Axolotl's keys that are ours to render, and from which of our keys."""
 
 
-def pretraining(cfg: Config, model: base.Scratch) -> dict[str, Any]:
-    """Random weights, then plain language modelling of the train documents: the base."""
-    passed = {
-        key: value
-        for key, value in cfg.axolotl.items()
-        if not key.startswith(("lora_", "peft_", "optim"))
-    }
-    recipe = {
-        "optimizer": "muon",
-        "base_model": "./random",
-        "reinit_weights": True,
-        "sequence_len": model.context_tokens,
-        "datasets": [{"path": "./documents.jsonl", "ds_type": "json", "type": "completion"}],
-        "output_dir": "./base",
-        "num_epochs": model.pretrain_epochs,
-        "micro_batch_size": PRETRAINING_BATCH_SIZE,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": model.pretrain_learning_rate,
-        "warmup_ratio": 0.05,
-        "seed": cfg.seed,
-        "val_set_size": 0.0,
-        "save_strategy": "no",
-    }
-    return complete(passed | recipe)
-
-
-def deepspeed(stage: int) -> dict[str, Any]:
-    """ZeRO: 1 shards the optimizer's state, 2 also the gradients, 3 also the parameters."""
-    zero: dict[str, Any] = {
-        "stage": stage,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-    }
-    if stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    return {
-        "zero_optimization": zero,
-        "bf16": {"enabled": "auto"},
-        "fp16": {"enabled": "auto"},
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-    }
+def refuse_owned(cfg: Config) -> None:
+    for key in sorted(set(cfg.axolotl) & set(OWNED)):
+        raise PipelineError(
+            f"finetune.axolotl.{key}: {cfg.axolotl[key]!r}: this key is rendered from "
+            f"{OWNED[key]}: set it there, and remove it here"
+        )
 
 
 def render(recipe: dict[str, Any]) -> str:
     """The YAML's text, its keys sorted, so that equal configs give equal bytes."""
     # ASCII: PyYAML writes some line breaks of Unicode plain, and reads them as spaces.
-    return yaml.safe_dump(recipe, sort_keys=True)
+    plain = {key: value for key, value in recipe.items() if value is not None}
+    return yaml.safe_dump(plain, sort_keys=True)

@@ -1,6 +1,5 @@
 """From the train documents to the base: a tokenizer, random weights, a short pretraining."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,9 @@ from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.core.model import Scratch
 from stages.core.records import identify
-from stages.finetune import recipe, trainer
+from stages.finetune import data, recipe, trainer
+from stages.finetune.hardware import Machine
+from stages.finetune.settings import Config
 
 END, PAD = "<|end|>", "<|pad|>"
 TURNS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -26,13 +27,15 @@ TEMPLATE = (
 """ChatML with one token for each end of a turn: a small model's context is short."""
 
 
-def base(cfg: recipe.Config, model: Scratch, texts: Sequence[str], folder: Path) -> float:
+def base(
+    cfg: Config, model: Scratch, machine: Machine, texts: Sequence[str], folder: Path
+) -> float:
     """Put the base of these texts into a folder; its last loss on them, in nats per token.
 
     Kept in .cache/models/base/<key>, so that a sweep of the tuning builds it once.
     """
     architecture(model, model.vocab_size)
-    rendered = recipe.render(recipe.pretraining(cfg, model))
+    rendered = recipe.render(recipe.pretraining(cfg, model, machine))
     versions = [store.digest(path) for path in (Path(__file__), *sorted(requirements()))]
     key = identify(model.model_dump(), rendered, list(texts), versions)
     kept = store.cache("models", "base", key)
@@ -50,14 +53,11 @@ def base(cfg: recipe.Config, model: Scratch, texts: Sequence[str], folder: Path)
     return float(store.read_json(kept / "loss.json"))
 
 
-def pretrain(
-    cfg: recipe.Config, model: Scratch, texts: Sequence[str], rendered: str, made: Path
-) -> None:
+def pretrain(cfg: Config, model: Scratch, texts: Sequence[str], rendered: str, made: Path) -> None:
     """Write made/model and made/loss.json, in a folder of scratch files that is removed."""
     work = made / "work"
     untrained(model, texts, work / "random")
-    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-    store.write_text(work / "documents.jsonl", "".join(lines))
+    data.write_texts(texts, work / "documents.jsonl", model.context_tokens)
     store.write_text(work / "axolotl.yaml", rendered)
     progress.note(f"pretraining a base on {len(texts)} documents; Axolotl starts in half a minute")
     report = trainer.axolotl(

@@ -119,7 +119,24 @@ def job(
     )
 
 
-FIGURES = ("loss", "eval_loss", "learning_rate", "tokens")
+FIGURES = (
+    "loss",
+    "eval_loss",
+    "learning_rate",
+    "tokens",
+    "tokens_per_s",
+    "memory_bytes",
+    "rewards/accuracies",
+    "rewards/margins",
+)
+
+
+def replay(told: Path) -> Report:
+    """What a training that had ended has told."""
+    report = Report()
+    for row in Rows(told).new():
+        report.hear(row)
+    return report
 
 
 def ready(work: Path) -> None:

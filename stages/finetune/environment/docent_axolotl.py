@@ -11,9 +11,13 @@ import importlib
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from transformers import TrainerCallback, set_seed  # type: ignore[import-not-fo
 
 SEAL = "docent.json"
 """Of a checkpoint; stages/finetune/checkpoints.py reads it."""
+TOLD = ("loss", "eval_loss", "learning_rate", "rewards/accuracies", "rewards/margins")
 LORA_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
 
@@ -45,12 +50,18 @@ def fail(message: str) -> None:
 class Plugin(BasePlugin):  # type: ignore[misc]
     """Checks the YAML's keys, reports progress, and lets a host without CUDA train."""
 
+    autocast = False
+    """Whether a CPU multiplies in bfloat16."""
+
     def register(self, cfg: Any) -> None:
         if sys.platform == "linux":
             # torchrun does not outlive the stage, nor we torchrun, even when it is killed with -9.
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         refuse_unknown_keys(cfg)
         if not torch.cuda.is_available():
+            # Axolotl knows bfloat16 of a GPU only, where it is the weights' own type.
+            self.autocast = cfg.get("bf16") is True
+            cfg["bf16"] = False
             train_on_cpu(cfg)
 
     def pre_model_load(self, cfg: Any) -> None:
@@ -61,24 +72,31 @@ class Plugin(BasePlugin):  # type: ignore[misc]
         """Report the examples that are too long, which Axolotl is about to drop."""
         save_in_process()
         datasets = [*cfg.datasets, *(cfg.test_datasets or [])]
-        if datasets[0]["type"] != "chat_template" or os.environ.get("RANK", "0") != "0":
+        if datasets[0]["type"] == "completion" or os.environ.get("RANK", "0") != "0":
             return
         from axolotl.loaders import load_tokenizer  # type: ignore[import-not-found]
-        from axolotl.utils.chat_templates import (  # type: ignore[import-not-found]
-            get_chat_template_from_config,
-        )
 
         tokenizer = load_tokenizer(cfg)
-        template = get_chat_template_from_config(cfg, datasets[0], tokenizer)
+        tokens = render(cfg, tokenizer)
         for dataset in datasets:
             # Not splitlines: U+2028 in a text ends no row.
             for line in filter(None, Path(dataset["path"]).read_text("utf-8").split("\n")):
                 example = json.loads(line)
-                tokens = tokenizer.apply_chat_template(
-                    example["messages"], chat_template=template, return_dict=False
+                answers = [
+                    [{"role": "assistant", "content": example[key]}]
+                    for key in ("chosen", "rejected")
+                    if key in example
+                ]
+                longest = max(
+                    len(
+                        tokenizer(
+                            tokens(example["messages"] + answer), add_special_tokens=False
+                        ).input_ids
+                    )
+                    for answer in answers or [[]]
                 )
-                if len(tokens) > cfg.sequence_len:
-                    report(id=example["id"], num_tokens=len(tokens))
+                if longest > cfg.sequence_len:
+                    report(id=example["id"], num_tokens=longest)
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         # The filter would hide a NaN by repeating the loss before it.
@@ -86,8 +104,8 @@ class Plugin(BasePlugin):  # type: ignore[misc]
             "logging_nan_inf_filter": False,
             "include_num_input_tokens_seen": "non_padding",
         }
-        if not torch.cuda.is_available() and not cfg.deepspeed and has_bf16():
-            arguments |= {"bf16": True, "use_cpu": True}  # autocast; the weights stay float32
+        if self.autocast:
+            arguments |= {"bf16": True, "use_cpu": True}  # the weights stay float32
         return arguments
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
@@ -112,6 +130,41 @@ def check_finite(model: Any, what: str) -> None:
         # Under ZeRO-3 a parameter is empty, and this process's part of it beside it.
         if not torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all():
             fail(f"{what} are not finite (first: {name}): lower the learning rate")
+
+
+def render(cfg: Any, tokenizer: Any) -> Callable[..., str]:
+    """What writes a conversation as the text that the model reads."""
+    from axolotl.utils.chat_templates import (  # type: ignore[import-not-found]
+        get_chat_template_from_config,
+    )
+
+    template = get_chat_template_from_config(cfg, None, tokenizer)
+    return partial(tokenizer.apply_chat_template, chat_template=template, tokenize=False)
+
+
+def preferences(cfg: Any, **_: Any) -> Any:
+    """Axolotl's dataset type `docent_axolotl.preferences`: pairs of answers to one conversation.
+
+    Its own `chat_template.default` looks for an answer's text from the start of a rendered turn,
+    and finds a short one, such as `user`, in the marks before it.
+    """
+
+    def pair(sample: dict[str, Any], tokenizer: Any = None) -> dict[str, str]:
+        text = render(cfg, tokenizer)
+        turns = [{"role": t["role"], "content": t["content"]} for t in sample["messages"]]
+        prompt = text(turns, add_generation_prompt=True)
+        answers = {}
+        for name in ("chosen", "rejected"):
+            whole = text([*turns, {"role": "assistant", "content": sample[name]}])
+            if not whole.startswith(prompt):
+                fail(
+                    "model.chat_template: the text of a conversation does not begin with its "
+                    f"prompt (example {sample['id']}): set model.template_head so that it does"
+                )
+            answers[name] = whole[len(prompt) :].rstrip()
+        return {"prompt": prompt, **answers}
+
+    return pair, {"remove_columns": ["messages", "id"]}
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
@@ -143,18 +196,31 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                     f"the loss is {logs[name]} at step {state.global_step} of {state.max_steps}: "
                     "lower the learning rate"
                 )
-        figures = {
-            name: float(logs[name])
-            for name in ("loss", "eval_loss", "learning_rate")
-            if name in logs
-        }
+        figures = {name: float(logs[name]) for name in TOLD if name in logs}
         if figures:
             report(
                 step=state.global_step,
                 total=state.max_steps,
                 tokens=int(state.num_input_tokens_seen),
+                memory_bytes=peak_memory(),
+                **self.speed(int(state.num_input_tokens_seen)),
                 **figures,
             )
+
+    def speed(self, tokens: int) -> dict[str, float]:
+        """Tokens a second since the log before."""
+        before, self.last = getattr(self, "last", None), (time.monotonic(), tokens)
+        if before is None or tokens <= before[1]:
+            return {}
+        return {"tokens_per_s": (tokens - before[1]) / max(self.last[0] - before[0], 1e-6)}
+
+
+def peak_memory() -> int:
+    """Of this process, on its GPU or where there is none in the host's memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def check_room(folder: Path, model: Any) -> None:
@@ -225,15 +291,6 @@ def save_in_process() -> None:
 
     save_to_disk.in_process = True  # type: ignore[attr-defined]
     datasets.Dataset.save_to_disk = save_to_disk
-
-
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware: 1.4 times the speed of float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def train_on_cpu(cfg: Any) -> None:

@@ -1,0 +1,126 @@
+"""The model card: what a model was made of, in the words of the Hugging Face hub's cards."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from stages.core import model as base
+from stages.finetune.lineage import Lineage
+from stages.finetune.settings import Config, CptThenSft, Dpo, Zero
+
+SHOWN_PAGES = 10
+
+
+def render(
+    cfg: Config,
+    model: base.Config,
+    history: Lineage,
+    given: Mapping[str, str],
+    metrics: Mapping[str, float],
+    adapter: str | None,
+) -> str:
+    """The text of README.md: equal for equal runs, and without a path of this machine."""
+    head = yaml.safe_dump(front(model, cfg), sort_keys=True).strip()
+    paragraphs = [
+        f"---\n{head}\n---\n\n# Tuned model",
+        f"The base is {named(model)}. It was tuned by the recipe `{cfg.kind}` with Axolotl, on "
+        f"questions and answers about {len(history.documents)} documents.",
+        "Whether the tuning helped is said in [the verdict](../evaluate/verdict.json) and shown in "
+        "[the report](../evaluate/report.html), which compare it with the base and with search.",
+        licence(model),
+        "## Weights\n\n"
+        + table(
+            ("what", "where"),
+            [
+                ("merged model", "`model/`"),
+                *([("adapter", f"`adapter/`, digest `{adapter}`")] if adapter else []),
+                ("YAML of Axolotl", "`axolotl*.yaml`"),
+                ("curves", "`curve.csv`"),
+                ("documents trained on", "`lineage.json`"),
+            ],
+        ),
+        "## Recipe\n\n" + table(("setting", "value"), settings(cfg, model)),
+        "## Losses\n\n"
+        "Means over the last tenth of the steps, in nats per token.\n\n"
+        + table(
+            ("figure", "value"), [(name, f"{value:.4g}") for name, value in sorted(metrics.items())]
+        ),
+        "## Data\n\n" + table(("file", "SHA-256"), [(n, f"`{d}`") for n, d in given.items()]),
+        pages(history),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def front(model: base.Config, cfg: Config) -> dict[str, Any]:
+    """The card's head, which the hub reads."""
+    made: dict[str, Any] = {
+        "library_name": "peft" if cfg.adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["docent", cfg.kind],
+    }
+    if isinstance(model, base.Hub):
+        made["base_model"] = model.id
+    if isinstance(model, base.Pretrained) and model.license:
+        made["license"] = model.license
+    return made
+
+
+def named(model: base.Config) -> str:
+    match model:
+        case base.Scratch():
+            return (
+                f"a Llama of {model.num_layers} layers and width {model.hidden_size}, made from "
+                "the same documents and of no use elsewhere"
+            )
+        case base.Hub():
+            return f"[{model.id}](https://huggingface.co/{model.id}) at revision `{model.revision}`"
+        case _:
+            return f"the local folder `{model.path}`"
+
+
+def licence(model: base.Config) -> str:
+    rest = "The documents' own terms hold for what it learned from them."
+    if isinstance(model, base.Pretrained):
+        if model.license:
+            return f"The base's licence is `{model.license}`, and holds for this model too. {rest}"
+        return f"The base's licence is not known here; see its own card. {rest}"
+    return f"The base has no licence of its own. {rest}"
+
+
+def settings(cfg: Config, model: base.Config) -> list[tuple[str, str]]:
+    rows: list[tuple[str, Any]] = [
+        ("recipe", cfg.kind),
+        ("context in tokens", model.context_tokens),
+        ("learning rate", cfg.learning_rate),
+        ("epochs", cfg.num_epochs),
+        ("examples a step", examples_per_step(cfg)),
+    ]
+    if isinstance(cfg, CptThenSft):
+        rows += [("pretraining epochs", cfg.cpt_epochs)]
+        rows += [("pretraining learning rate", cfg.cpt_learning_rate)]
+    if isinstance(cfg, Dpo):
+        rows += [("preference epochs", cfg.dpo_epochs), ("beta", cfg.dpo_beta)]
+        rows += [("preference learning rate", cfg.dpo_learning_rate), ("start", cfg.start)]
+    if cfg.adapter:
+        rows += [("adapter", cfg.adapter), ("rank", getattr(cfg, "lora_r", None))]
+        rows += [("alpha", getattr(cfg, "lora_alpha", None))]
+    if isinstance(cfg.deepspeed, Zero):
+        rows.append(("DeepSpeed", f"ZeRO-{cfg.deepspeed.stage}"))
+    return [(name, str(value)) for name, value in [*rows, ("seed", cfg.seed)]]
+
+
+def examples_per_step(cfg: Config) -> int:
+    return cfg.micro_batch_size * cfg.gradient_accumulation_steps * cfg.num_processes
+
+
+def pages(history: Lineage) -> str:
+    shown = [f"- {page.url}" for page in history.documents[:SHOWN_PAGES]]
+    if more := len(history.documents) - len(shown):
+        shown.append(f"- and {more} more, in `lineage.json`")
+    return "## Documents\n\n" + "\n".join(shown)
+
+
+def table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
+    lines = [head, ("---", "---"), *rows]
+    return "\n".join(f"| {left} | {right} |" for left, right in lines)

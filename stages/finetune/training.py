@@ -1,0 +1,165 @@
+"""The phases of a recipe, one after another: train, merge the adapter, collect what they made."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import filelock
+
+from stages.core import model as base
+from stages.core import progress, store
+from stages.core.records import identify
+from stages.finetune import launching, lineage, trainer
+from stages.finetune.lineage import Earlier, Lineage
+from stages.finetune.recipe import Name, Phase
+from stages.finetune.settings import Config
+from stages.finetune.trainer import Report
+
+INPUTS = (
+    "train.jsonl",
+    "validation.jsonl",
+    "documents.jsonl",
+    "preferences.jsonl",
+    "base",
+)
+"""What of a stage's folder shapes a training, beside its YAMLs."""
+
+
+def train(
+    cfg: Config,
+    model: base.Config,
+    phases: Sequence[Phase],
+    out: Path,
+    places: Mapping[str, Path],
+    history: Lineage,
+    earlier: Earlier | None,
+) -> dict[Name, Report]:
+    """Train by the phases' YAMLs into out/model and out/adapter; what each phase has told.
+
+    A checkpoint of this very training is resumed, and a phase that had ended is not run again.
+    """
+    started = [earlier.folder] if earlier else []
+    key = training_key(cfg, phases, out, [*places.values(), *started])
+    work = store.cache("training", key)
+    reports: dict[Name, Report] = {}
+    # Points of a sweep share .cache/; two of them may ask for the same training.
+    with filelock.FileLock(work.with_name(f"{key}.lock")):
+        if not cfg.save_steps:
+            shutil.rmtree(work, ignore_errors=True)  # of a training that was killed
+        for phase in phases:
+            folders = goes_on(cfg, phase, work, places, started)
+            reports[phase.name] = tune(cfg, model, phase, out, work, folders)
+        last = work / phases[-1].name / "model"
+        if cfg.adapter:
+            name = str(phases[-1].recipe["base_model"])
+            lineage.collect(last, out / "adapter", name, history)
+            progress.note("merging the adapter into the weights")
+            merge = dict(places) | {"output_dir": last, "lora_model_dir": last}
+            launch(cfg, model, out / phases[-1].file, work)(
+                "merge", merge, module="axolotl.cli.merge_lora"
+            )
+            last = last / "merged"
+        trainer.collect(last, out / "model")
+        shutil.rmtree(work)
+    return reports
+
+
+def tune(
+    cfg: Config,
+    model: base.Config,
+    phase: Phase,
+    out: Path,
+    work: Path,
+    places: Mapping[str, Path],
+) -> Report:
+    """Run one phase, unless it had ended."""
+    folder = work / phase.name
+    done = folder / "ended"
+    if done.exists():
+        progress.note(f"{phase.title} had ended")
+        return trainer.replay(folder / f"{phase.name}.jsonl")
+    trainer.ready(folder)
+    progress.note(f"{phase.title}; Axolotl starts in half a minute")
+    report = launch(cfg, model, out / phase.file, folder)(
+        phase.name,
+        dict(places)
+        | {"output_dir": folder / "model", "dataset_prepared_path": folder / "prepared"},
+        num_processes=cfg.num_processes,
+        is_distributed=True,
+        prefix=phase.prefix,
+    )
+    store.write_text(done, "")
+    return report
+
+
+def launch(cfg: Config, model: base.Config, recipe: Path, work: Path) -> "partial[Report]":
+    return partial(
+        trainer.axolotl,
+        cfg.python,
+        recipe,
+        work,
+        launcher=cfg.launcher,
+        offline=not isinstance(model, base.Hub),
+    )
+
+
+def goes_on(
+    cfg: Config, phase: Phase, work: Path, places: Mapping[str, Path], started: Sequence[Path]
+) -> dict[str, Path]:
+    """Where the weights or the adapter lie that a phase goes on from."""
+    folders = dict(places)
+    if phase.before:
+        key = "lora_model_dir" if cfg.adapter else "base_model"
+        folders[key] = work / phase.before / "model"
+    elif started:
+        folders["lora_model_dir"] = started[0]
+    return folders
+
+
+def training_key(cfg: Config, phases: Sequence[Phase], out: Path, folders: Sequence[Path]) -> str:
+    """Names all that shapes a training, so that no other one's checkpoint is gone on from.
+
+    Not where it runs: a training that was begun here may go on as a job of a cluster.
+    """
+    inputs = [*(phase.file for phase in phases), *INPUTS]
+    return identify(
+        *((name, store.digest(out / name)) for name in inputs if (out / name).exists()),
+        *map(fingerprint, folders),
+        [store.digest(path) for path in sorted(trainer.ENVIRONMENT.glob("*.py"))],
+        launching.versions(cfg.launcher, cfg.python),
+        cfg.num_processes * launching.num_nodes(cfg.launcher),
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """Names, sizes and times of a model's files: its bytes may be too many to read."""
+    files = sorted(folder.iterdir())
+    return identify(*((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+def write_curve(reports: Mapping[Name, Report], path: Path) -> None:
+    """The figures by step over all phases; a validation loss holds until the next.
+
+    The loss of preferences has a column of its own, since it is none in nats per token.
+    """
+    rows: list[dict[str, object]] = []
+    told: set[str] = set()
+    before = 0
+    for name, report in reports.items():
+        known: dict[str, float] = {}
+        for step, figures in sorted(report.steps.items()):
+            known |= figures
+            if "loss" in figures:
+                renamed = {
+                    f"dpo_{k}" if name == "dpo" and k == "loss" else k: known[k] for k in known
+                }
+                told |= renamed.keys()
+                rows.append({"step": before + step, "phase": name, **renamed})
+        before += report.total
+    columns = [c for c in ("loss", "dpo_loss", "learning_rate", "eval_loss") if c in told]
+    lines = [",".join(["step", "phase", *columns])]
+    for row in rows:
+        values = [f"{row[name]:.6g}" if name in row else "" for name in columns]
+        lines.append(",".join([str(row["step"]), str(row["phase"]), *values]))
+    store.write_text(path, "".join(f"{line}\n" for line in lines))
