@@ -1,6 +1,5 @@
 """The crawl stage, against real servers on loopback and real pages."""
 
-import http.server
 import json
 import os
 import re
@@ -8,140 +7,34 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sites import (
+    PUBLIC,
+    ROOT,
+    WORDS,
+    Answer,
+    crawled,
+    link,
+    moved,
+    ok,
+    page,
+    sections,
+    serving,
+)
 
 from stages import crawl
-from stages.core import config, progress
+from stages.core import progress
 from stages.core.errors import PipelineError
-from stages.core.records import Document, Reject
+from stages.core.records import Reject
 from stages.core.store import read
-from stages.crawl import fetching
 from stages.crawl.extract import extract
 from stages.crawl.page import Page
 from stages.crawl.site import Filter, Site
-
-ROOT = Path(__file__).resolve().parent.parent
-PUBLIC = "https://docs.example.org/en/"
-WORDS = "The quick brown fox jumps over the lazy dog near the river bank. "
-
-Answer = tuple[int, dict[str, str], str]
-
-
-# --- a server with a log, and the two sections -------------------------------------------------
-
-
-def page(title: str, *blocks: str, head: str = "") -> str:
-    """A page with enough text of its own to be a document."""
-    body = "".join(blocks)
-    return (
-        f"<!doctype html><html><head><title>{title} - Site</title>{head}</head><body>"
-        f"<nav><a href='/docs/'>Home navigation</a></nav><main><h1>{title}</h1>"
-        f"<p>{title} says: {WORDS}{WORDS}</p>{body}</main>"
-        "<footer>Copyright nobody</footer></body></html>"
-    )
-
-
-def link(*hrefs: str) -> str:
-    return "".join(f'<p>See <a href="{href}">there</a>.</p>' for href in hrefs)
-
-
-def ok(html: str, kind: str = "text/html; charset=utf-8") -> Answer:
-    return 200, {"Content-Type": kind}, html
-
-
-def moved(to: str) -> Answer:
-    return 302, {"Location": to}, ""
-
-
-@contextmanager
-def serving(
-    answers: Callable[[str], dict[str, Answer]], wait_s: Callable[[str], float] = lambda path: 0.0
-) -> Iterator[tuple[str, list[str]]]:
-    """A server of the answers by path, made for its own address; that address, and the log."""
-    log: list[str] = []
-    closing = threading.Event()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            log.append(self.path)
-            closing.wait(wait_s(self.path))
-            missing = (404, {"Content-Type": "text/html"}, "<p>no such page</p>")
-            status, headers, body = table.get(self.path, missing)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body.encode())))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except ConnectionError:  # the crawler gave up on a slow page
-                self.close_connection = True
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        origin = f"http://127.0.0.1:{server.server_port}"
-        table = answers(origin)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield origin, log
-        finally:
-            closing.set()
-            server.shutdown()
-            thread.join()
-
-
-def sections(**changes: Any) -> tuple[crawl.Config, crawl.Source]:
-    """Both sections as shipped, with changes by key; no pause between requests."""
-    params = {
-        "crawl": yaml.safe_load((ROOT / "conf/crawl/default.yaml").read_text()) | {"delay_s": 0.0},
-        "source": yaml.safe_load((ROOT / "conf/source/web.yaml").read_text()) | {"lists": []},
-    }
-    for key, value in changes.items():
-        section = "crawl" if key in params["crawl"] else "source"
-        params[section][key] = value
-    return (
-        config.load(params, "crawl", crawl.Config),
-        config.load(params, "source", crawl.Source),
-    )
-
-
-def refresh_and_run(out: Path, cfg: crawl.Config, source: crawl.Source) -> dict[str, float]:
-    """The stage after a refresh; snapshot and page store stand beside `out`."""
-    snapshot = out.with_name(f"{out.name}.snapshot.json")
-    if not snapshot.exists():
-        snapshot.write_text("{}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_ROOT", str(out.parent))
-        fetching.refresh(cfg, fetching.uncovered(cfg, source, snapshot), snapshot)
-        return crawl.run(cfg, source, snapshot, out)
-
-
-def crawled(out: Path, **changes: Any) -> tuple[dict[str, Document], dict[str, Reject]]:
-    """Refresh and run the stage; documents and rejects by address."""
-    metrics = refresh_and_run(out, *sections(**changes))
-    documents = {row.url: row for row in read(out / "documents.jsonl", Document)}
-    rejects = {row.detail.split(": ")[0]: row for row in read(out / "rejects.jsonl", Reject)}
-    assert metrics["num_documents"] == len(documents)
-    assert metrics["num_rejects"] == len(rejects)
-    return documents, rejects
-
 
 # --- a site with everything planted ------------------------------------------------------------
 
@@ -323,7 +216,7 @@ def test_equal_sites_give_equal_bytes_whatever_the_port_the_timing_and_the_hash_
 ) -> None:
     script = (
         "import json, sys; from pathlib import Path; from stages import crawl;"
-        "from test_crawl import refresh_and_run;"
+        "from sites import refresh_and_run;"
         "from stages.core import config; p = json.loads(sys.argv[1]);"
         "refresh_and_run(Path(sys.argv[2]), config.load(p, 'crawl', crawl.Config),"
         "config.load(p, 'source', crawl.Source))"
