@@ -14,12 +14,11 @@ from urllib.parse import urlsplit
 from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Reject, identify
-from stages.crawl import fetching, parsed
+from stages.crawl import fetching, parsed, workers
 from stages.crawl import snapshot as snapshots
 from stages.crawl import source as sources
 from stages.crawl.page import Page, UnreadableError
-from stages.crawl.pages import Pages
-from stages.crawl.parsed import Parsed
+from stages.crawl.pages import Body, Pages
 from stages.crawl.settings import Config
 from stages.crawl.snapshot import Held
 from stages.crawl.source import Single, Source
@@ -84,13 +83,11 @@ def _read(
     """The documents and rejects of one source."""
     pages: dict[str, Page] = {}
     failures = {sources.publish(part, url): why for url, why in held.left_out.items()}
-    with parsed.opened() as known:
-        for address, digest in progress.track(held.pages.items(), "pages", len(held.pages)):
-            try:
-                found = _parsed(part, address, digest, bodies, known)
-            except UnreadableError as error:
-                failures[sources.publish(part, address)] = error.reason, error.detail
-                continue
+    outcomes = _outcomes(cfg, part, held, bodies)
+    for address, found in progress.track(outcomes, "pages", len(held.pages)):
+        if isinstance(found, UnreadableError):
+            failures[sources.publish(part, address)] = found.reason, found.detail
+        else:
             pages |= {page.url: page for page in found}
     num_pages = len(pages) + len(failures)
     for url, page in pages.items():
@@ -117,27 +114,37 @@ def _read(
     return documents, rejects
 
 
-def _parsed(
-    part: Single, address: str, digest: str, bodies: Pages, known: Parsed
-) -> Sequence[Page]:
-    """The pages of a body, which is parsed once."""
-    # Not the address itself: a folder is served on another port each time.
-    key = parsed.key(part, sources.publish(part, address), digest)
-    pages = known.get(key)
-    if pages is not None:
-        return pages
+def _outcomes(cfg: Config, part: Single, held: Held, bodies: Pages) -> Iterator[workers.Outcome]:
+    """What each address gives, in their order: a body is parsed once."""
+    limits = workers.Limits(cfg.parse_timeout_s, cfg.parse_memory_mb)
+    with parsed.opened() as known:
+        # Not by the address itself: a folder is served on another port each time.
+        keys = {
+            address: parsed.key(part, sources.publish(part, address), digest)
+            for address, digest in held.pages.items()
+        }
+        before = {address: known.get(key) for address, key in keys.items()}
+        tasks = (
+            (address, _body(bodies, address, digest))
+            for address, digest in held.pages.items()
+            if before[address] is None
+        )
+        with contextlib.closing(workers.parse(part, tasks, limits)) as now:
+            for address, outcome in before.items():
+                if outcome is None:
+                    _, outcome = next(now)
+                    if not isinstance(outcome, UnreadableError) or outcome.lasts:
+                        known.keep(keys[address], outcome)
+                yield address, outcome
+
+
+def _body(bodies: Pages, address: str, digest: str) -> Body:
     body = bodies.body(digest)
     if body is None:
         raise PipelineError(
             f"{bodies.path}: lacks the page {address}: `make refresh` fetches it again"
         )
-    try:
-        pages = sources.parse(part, address, body)
-    except UnreadableError as error:
-        known.keep(key, error)
-        raise
-    known.keep(key, pages)
-    return pages
+    return body
 
 
 def _document(part: Single, page: Page) -> Document:

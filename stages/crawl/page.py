@@ -30,3 +30,8 @@ class UnreadableError(Exception):
         self.reason = reason
         """One of the words that rejects.jsonl counts, such as `too_large`."""
         self.detail = detail
+
+    @property
+    def lasts(self) -> bool:
+        """Does it follow from the body alone? What a limit ended may pass under another one."""
+        return not self.reason.startswith("parse_")

@@ -53,14 +53,14 @@ class Parsed:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
-    def get(self, key: str) -> list[Page] | None:
-        """The pages; None where nothing is known, and UnreadableError where that was raised."""
+    def get(self, key: str) -> list[Page] | UnreadableError | None:
+        """The pages or why there are none; None where nothing is known."""
         row = self._database.execute("SELECT outcome FROM parsed WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         outcome = _OUTCOMES.validate_json(row[0])
         if outcome.reason:
-            raise UnreadableError(outcome.reason, outcome.detail)
+            return UnreadableError(outcome.reason, outcome.detail)
         return outcome.pages
 
     def keep(self, key: str, pages: Sequence[Page] | UnreadableError) -> None:

@@ -55,6 +55,10 @@ class Config(config.Base):
     """Age of a page, in days, from which a refresh does not believe that it is unchanged."""
     max_gone_rate: Annotated[float, Field(ge=0, le=1)]
     """Largest share of a source's pages that a refresh may find gone before it counts as failed."""
+    parse_timeout_s: Annotated[float, Field(gt=0)]
+    """Most processor time that parsing one page or file may take, in seconds."""
+    parse_memory_mb: Annotated[int, Field(gt=0)]
+    """Most memory that parsing one page or file may take, in MiB."""
     min_chars: Annotated[int, Field(ge=0)]
     """Shortest text that makes a page a document, in characters of Markdown."""
     max_reject_rate: Annotated[float, Field(ge=0, le=1)]
@@ -63,3 +67,6 @@ class Config(config.Base):
 
 FETCH = ("max_pages", "max_depth", "max_alike", "user_agent", "obey_robots")
 """The keys that decide what a refresh fetches: one of them changed, a snapshot is out of date."""
+
+FETCHING = (*FETCH, "concurrent_requests", "delay_s", "timeout_s", "full_fetch_days")
+"""The keys that a spider is given."""

@@ -19,7 +19,7 @@ from stages.core.errors import PipelineError
 from stages.crawl.extract import extract
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Answered, Body, Crawl
-from stages.crawl.settings import Address, Config, Name, Pattern
+from stages.crawl.settings import FETCHING, Address, Config, Name, Pattern
 from stages.crawl.site import Filter, Site
 
 
@@ -66,7 +66,7 @@ def fetch(cfg: Config, source: Web, crawl: Crawl) -> Generator[int, None, dict[s
             "exclude": source.exclude,
             "external": source.external,
             "lists": source.lists,
-            **cfg.model_dump(exclude={"max_gone_rate", "min_chars", "max_reject_rate"}),
+            **cfg.model_dump(include=set(FETCHING)),
             "delay_s": 0.0 if source.serve_dir is not None else cfg.delay_s,
         }
         for done, row in enumerate(_rows(order), 1):
