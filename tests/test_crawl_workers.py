@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from stages.crawl import workers
 from stages.crawl.page import UnreadableError
@@ -14,10 +15,9 @@ from stages.crawl.pages import Body
 from stages.crawl.web import Web
 
 HERE = Path(__file__).resolve().parent
-SOURCE = Web.model_construct(
-    kind="web", name="x", url="http://x.org/", serve_dir=None, public_url=None,
-    include=[], exclude=[],
-)  # fmt: skip
+SOURCE = Web.model_validate(
+    yaml.safe_load((HERE.parent / "conf/source/web.yaml").read_text()) | {"url": "http://x.org/"}
+)
 LIMITS = workers.Limits(cpu_s=1.0, memory_mb=512)
 
 
