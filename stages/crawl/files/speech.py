@@ -61,7 +61,7 @@ class Listener:
         from av.error import FFmpegError
 
         try:
-            segments, _ = self._model.transcribe(
+            segments, heard = self._model.transcribe(
                 str(recording),
                 language=self._cfg.language,
                 beam_size=self._cfg.beam_size,
@@ -75,8 +75,9 @@ class Listener:
         yield "WEBVTT\n"
         for segment in segments:
             said = " ".join(segment.text.split()).replace("-->", "->")
-            if said:
-                yield f"\n{_clock(segment.start)} --> {_clock(segment.end)}\n{said}\n"
+            if said and segment.start < heard.duration:
+                end = min(segment.end, heard.duration)
+                yield f"\n{_clock(segment.start)} --> {_clock(end)}\n{said}\n"
 
     @cached_property
     def _model(self) -> Any:
