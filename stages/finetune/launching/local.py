@@ -62,8 +62,9 @@ def render(cfg: Local, job: Job) -> str:
     python = store.interpreter(job.python, "finetune.python")
     nodes = _nodes(cfg, job, "0")
     ours = variables(job, nodes.num if nodes else 1)
-    first = f"cd {job.folder}\n{exports(ours)}{shell(command(python, job, nodes))}\n"
-    return first + (f"# on each other machine:\nsh {job.work / 'node.sh'} 1\n" if nodes else "")
+    first = f"cd {shell([str(job.folder)])}\n{exports(ours)}{shell(command(python, job, nodes))}\n"
+    join = shell(["sh", str(job.work / "node.sh"), "1"])
+    return first + (f"# on each other machine, with its number:\n{join}\n" if nodes else "")
 
 
 def node_script(cfg: Local, job: Job, python: list[str]) -> str:
