@@ -17,7 +17,7 @@ from stages.core.records import Message, System, Track
 
 if TYPE_CHECKING:  # a stage's process imports no more than its stage
     from stages.answer import Response
-    from stages.answer.endpoint import Endpoint
+    from stages.answer.endpoint import Chat
     from stages.answer.retrieval import Search
 
 ENDPOINT = Path("data/deploy/endpoint.json")
@@ -497,12 +497,15 @@ def chat_loop(parsed: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _server(system: str, private: bool) -> "Iterator[Endpoint | None]":
+def _server(system: str, private: bool) -> "Iterator[Chat | None]":
     """The server that is up, or a private one for this command; none for quoting."""
     from stages.answer import endpoint
 
     if system == "quote":
         yield None
+    elif endpoint.is_hosted(ENDPOINT):
+        with endpoint.start(ENDPOINT) as models:
+            yield models
     elif endpoint.status()["running"] or not private:
         with endpoint.connect(ENDPOINT) as server:
             yield server

@@ -43,7 +43,10 @@ def register(cfg: Any, run_id: str, given: Mapping[str, Any], out: Path) -> list
     if sentence := gate.get("sentence"):
         said.append(sentence)
     if gate["passed"] and store.root() == Path.cwd().resolve():
-        registry.promote(version, given["weights"] / "model")
+        if (given["weights"] / "model").is_dir():
+            registry.promote(version, given["weights"] / "model")
+        else:
+            said.append("a hosted model has no files to keep: it becomes no champion")
     return said
 
 

@@ -1,7 +1,8 @@
 """A server on loopback that speaks OpenAI's protocol and bills: its bill is the truth.
 
 It answers one by one (chat and plain completions) and in batches (files and batches), at half the
-price. `python tests/billing.py --latency 0.5` serves in a process of its own until its input ends.
+price, and tunes models (files and fine-tuning jobs). `python tests/billing.py --latency 0.5` serves
+in a process of its own until its input ends.
 """
 
 import argparse
@@ -84,6 +85,26 @@ class Job:
 
 
 @dataclass
+class Tuning:
+    """A fine-tuning job."""
+
+    id: str
+    model: str
+    file: str
+    validation: str | None
+    marks: dict[str, str]
+    method: dict[str, Any]
+    seed: int
+    suffix: str | None
+    ends_as: str
+    looks_left: int
+    tokens: int
+    num_steps: int
+    created_at: int
+    cancelled: bool = False
+
+
+@dataclass
 class Settings:
     script: Script = lambda number, body: ANSWER
     latency_s: float = 0.0
@@ -111,7 +132,11 @@ class Settings:
     """Status of a batch in the end, by its number, from 1, and the last messages of its lines; one
     that is "full" fails for want of room."""
     looks: int = 2
-    """Times that a batch is looked at before it has ended."""
+    """Times that a batch or a training is looked at before it has ended."""
+    tuning_ends_as: Callable[[int], str] = lambda number: "succeeded"
+    """Status of a training in the end, by its number, from 1."""
+    keeps_marks: bool = True
+    """Whether trainings keep their metadata."""
     desk: Callable[[int, str], Act] = lambda number, asked: ANSWER
     """By the number of the request about files and batches, from 1, and its method and path."""
 
@@ -131,6 +156,8 @@ class Server:
     port: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
+    trainings: list[Tuning] = field(default_factory=list)
+    """Each of them is billed."""
 
     def __post_init__(self) -> None:
         self._at_desk = itertools.count(1)
@@ -160,7 +187,7 @@ class Server:
                 headers = {name.lower(): value for name, value in pairs}
                 content = await reader.readexactly(int(headers.get("content-length", 0)))
                 self.heads.append((path, headers))
-                if "/files" in path or "/batches" in path:
+                if any(name in path for name in ("/files", "/batches", "/fine_tuning")):
                     if not await self.serve(method, path, headers, content, writer):
                         break
                     continue
@@ -262,6 +289,9 @@ class Server:
     ) -> bytes | None:
         route, _, query = path.partition("?")
         name = route.removesuffix("/content").rpartition("/")[2]
+        if "/fine_tuning/jobs" in route:
+            said = self.at_tuning(method, route.partition("/fine_tuning/jobs")[2], query, content)
+            return None if said is None else json.dumps(said).encode()
         if method == "POST" and name == "files":
             return json.dumps(self.take_file(headers["content-type"], content)).encode()
         if method == "POST":
@@ -284,11 +314,95 @@ class Server:
         mark = b"--" + kind.partition("boundary=")[2].encode()
         parts = [part.partition(b"\r\n\r\n") for part in content.split(mark)[1:-1]]
         fields = {re.search(rb'name="(\w+)"', head)[1]: rest[:-2] for head, _, rest in parts}  # type: ignore[index]
-        assert fields[b"purpose"] == b"batch"
+        purpose = fields[b"purpose"].decode()
+        assert purpose in ("batch", "fine-tune")
         id = f"file-{len(self.files) + 1}"
         self.files[id] = fields[b"file"]
         about = {"bytes": len(fields[b"file"]), "created_at": 1, "filename": "x.jsonl"}
-        return {"id": id, "object": "file", "purpose": "batch", "status": "processed", **about}
+        return {"id": id, "object": "file", "purpose": purpose, "status": "processed", **about}
+
+    # --- trainings -----------------------------------------------------------------------------
+
+    def at_tuning(
+        self, method: str, route: str, query: str, content: bytes
+    ) -> dict[str, Any] | None:
+        if method == "POST" and not route:
+            return self.begin_tuning(json.loads(content))
+        if not route:
+            newest = [self.describe_tuning(job) for job in reversed(self.trainings)]
+            return _page(newest, query)
+        id, _, verb = route.removeprefix("/").partition("/")
+        job = next((job for job in self.trainings if job.id == id), None)
+        if job is None:
+            return None
+        if verb == "events":
+            return _page(list(reversed(self.events(job))), query)
+        if verb == "cancel":
+            job.cancelled = True
+        elif method == "GET":
+            job.looks_left -= 1
+        return self.describe_tuning(job)
+
+    def begin_tuning(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A new job, which is billed."""
+        rows = [json.loads(line) for line in self.files[body["training_file"]].splitlines()]
+        for row in rows:
+            assert row.keys() == {"messages"}
+            assert row["messages"][-1]["role"] == "assistant"
+        epochs = body["method"]["supervised"]["hyperparameters"]["n_epochs"]
+        words = " ".join(turn["content"] for row in rows for turn in row["messages"])
+        number = len(self.trainings) + 1
+        job = Tuning(
+            *(f"ftjob-{number}", body["model"], body["training_file"]),
+            body.get("validation_file"),
+            (body.get("metadata") or {}) if self.settings.keeps_marks else {},
+            *(body["method"], body["seed"], body.get("suffix")),
+            *(self.settings.tuning_ends_as(number), self.settings.looks),
+            self.settings.tokens(words) * epochs,
+            len(rows) * epochs,
+            int(time.time()),
+        )
+        self.trainings.append(job)
+        return self.describe_tuning(job)
+
+    def events(self, job: Tuning) -> list[dict[str, Any]]:
+        """All that it has told by now, the oldest first."""
+        share = 1 - max(0, job.looks_left) / max(1, self.settings.looks)
+        rows = [{"message": "The job has begun", "type": "message", "data": {}}]
+        for step in range(1, int(share * job.num_steps) + 1):
+            data = {"step": step, "total_steps": job.num_steps, "train_loss": 4.0 / step}
+            if step == job.num_steps:
+                data["full_valid_loss"] = 0.5
+            rows.append({"message": f"Step {step}", "type": "metrics", "data": data})
+        common = {"object": "fine_tuning.job.event", "created_at": 1, "level": "info"}
+        return [{"id": f"{job.id}-{n}", **common, **row} for n, row in enumerate(rows)]
+
+    def describe_tuning(self, job: Tuning) -> dict[str, Any]:
+        has_ended = job.looks_left <= 0 or job.cancelled
+        status = "queued" if job.looks_left >= self.settings.looks else "running"
+        if has_ended:
+            status = "cancelled" if job.cancelled else job.ends_as
+        fault = {"code": "invalid", "message": "line 3 is not right", "param": None}
+        is_done = status == "succeeded"
+        return {
+            "id": job.id,
+            "object": "fine_tuning.job",
+            "created_at": job.created_at,
+            "organization_id": "org",
+            "model": job.model,
+            "training_file": job.file,
+            "validation_file": job.validation,
+            "hyperparameters": job.method["supervised"]["hyperparameters"],
+            "method": job.method,
+            "metadata": job.marks,
+            "seed": job.seed,
+            "status": status,
+            "error": fault if status == "failed" else None,
+            "fine_tuned_model": f"ft:{job.model}:{job.suffix}:{job.id}" if is_done else None,
+            "finished_at": 2 if has_ended else None,
+            "trained_tokens": job.tokens if is_done else None,
+            "result_files": [],
+        }
 
     def begin(self, body: dict[str, Any]) -> dict[str, Any]:
         """A new batch; what it answers is billed at once, and read when it has ended."""
@@ -392,6 +506,15 @@ class Server:
             tokens = (item.prompt_tokens, item.completion_tokens)
             reply["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), tokens, strict=True))
         return json.dumps(reply).encode()
+
+
+def _page(newest: list[dict[str, Any]], query: str) -> dict[str, Any]:
+    """Short ones, so that some are turned over."""
+    asked = dict(pair.split("=") for pair in query.split("&") if pair)
+    after = asked.get("after")
+    first = [row["id"] for row in newest].index(after) + 1 if after else 0
+    more = first + 3 < len(newest)
+    return {"object": "list", "data": newest[first : first + 3], "has_more": more}
 
 
 def _object(response_format: dict[str, Any]) -> dict[str, Any]:

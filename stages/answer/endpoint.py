@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 import psutil
@@ -19,6 +19,9 @@ import psutil
 from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import Message, identify
+
+if TYPE_CHECKING:
+    from stages.answer.hosted import Hosted
 
 ANSWER_TIMEOUT_S = 300
 """For one answer; a CPU that reads a long prompt for a full batch takes its time."""
@@ -146,6 +149,8 @@ def identity(said: Mapping[str, Any], model: str) -> str:
     """Names all of a manifest that shapes a model's answers, wherever its files are."""
     settings = [word for word in said["command"] if "=" not in word]
     described = {k: v for k, v in said["models"][model].items() if k not in ("path", "id")}
+    if "settings" in said:
+        settings = [said["settings"]]
     return identify(said["engine"], settings, described)
 
 
@@ -178,13 +183,27 @@ def with_tuned(said: Mapping[str, Any], folder: Path, digest: str) -> dict[str, 
     }
 
 
+def is_hosted(manifest: Path) -> bool:
+    """Whether its models are served elsewhere, so that nothing is to be started."""
+    return manifest.exists() and store.read_json(manifest)["engine"] == "hosted"
+
+
 # --- a private server, as long as the block that asks it ----------------------------------------
 
 
 @contextlib.contextmanager
-def start(manifest: Path) -> Iterator[Endpoint]:
-    """A server of this manifest on a free loopback port, ended with the block or with us."""
+def start(manifest: Path) -> Iterator["Endpoint | Hosted"]:
+    """A server of this manifest on a free loopback port, ended with the block or with us.
+
+    Hosted models are asked where they are.
+    """
     said = store.read_json(manifest)
+    if said["engine"] == "hosted":
+        from stages.answer import hosted  # with the SDK, which other engines do without
+
+        with hosted.connect(manifest, said) as models:
+            yield models
+        return
     if said["engine"] == "tgi":
         project = f"docent-private-{os.getpid()}"
         ports = {name: _free_port() for name in said["models"]}
@@ -224,6 +243,11 @@ def up(manifest: Path, port: int = DEFAULT_PORT) -> str:
                 "`python -m stages down` stops it"
             )
         said = store.read_json(manifest)
+        if said["engine"] == "hosted":
+            raise PipelineError(
+                f"{manifest}: its models are hosted by {said['settings']['base_url']}: nothing is "
+                "to be started; `chat` and `evaluate` ask them there"
+            )
         log = store.workspace("logs", "endpoint.log")
         state = {
             "manifest": str(manifest.resolve()),

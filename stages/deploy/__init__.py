@@ -1,10 +1,12 @@
 """Weights → endpoint.json: what serves base and tuned, by TGI's API; the embedded server is proven.
 
 `embedded` is our own server in the model environment; `tgi` renders a compose.yaml for the real
-one, which is checked as YAML and has not been run by us, for want of a Docker engine.
+one, which is checked as YAML and has not been run by us, for want of a Docker engine; `hosted`
+names the models of a provider that tuned one.
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +14,8 @@ from typing import Annotated, Any, Literal
 import huggingface_hub
 import yaml
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from tokenizers import Tokenizer
 
 from stages.core import config, model, progress, store
@@ -71,11 +74,44 @@ class Tgi(config.Base):
     """Requests under way or waiting; one more is answered 429."""
 
 
-Config = Annotated[Embedded | Tgi, Field(discriminator="kind")]
+class Hosted(config.Base):
+    """A model that a provider tuned (finetune/launcher=openai), where it is; with its base."""
+
+    kind: Literal["hosted"]
+    settings: dict[str, Any]
+    """How the endpoint is asked: the keys of a teacher where kind is openai. The model is the one
+    that was tuned."""
+
+    @field_validator("settings")
+    @classmethod
+    def _are_a_teachers(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        from stages import llm  # the server, which imports this module, runs without the SDK
+
+        try:
+            llm.OpenAI.model_validate_json(json.dumps(settings))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise PydanticCustomError(
+                "settings", "{key}: {why}", {"key": key, "why": first["msg"]}
+            ) from None
+        return settings
+
+
+Config = Annotated[Embedded | Tgi | Hosted, Field(discriminator="kind")]
 
 
 def run(cfg: Config, model: model.Config, weights: Path, out: Path) -> dict[str, float]:
     """Describe the endpoint of the two models under `weights`, and prove that it serves."""
+    is_hosted = (weights / "hosted.json").exists()
+    if is_hosted != isinstance(cfg, Hosted):
+        found = "tuned by a provider" if is_hosted else "of our own"
+        raise PipelineError(
+            f"deploy.kind: {cfg.kind!r}: the model in {weights} is {found}: "
+            f"take deploy={'hosted' if is_hosted else 'embedded'}"
+        )
+    if isinstance(cfg, Hosted):
+        return describe_hosted(cfg, weights / "hosted.json", out)
     if cfg.max_total_tokens > model.context_tokens:
         raise PipelineError(
             f"deploy.max_total_tokens: {cfg.max_total_tokens}: the model reads at most "
@@ -131,6 +167,38 @@ def run(cfg: Config, model: model.Config, weights: Path, out: Path) -> dict[str,
             for name, folder in folders.items()
         },
     }
+
+
+def describe_hosted(cfg: Hosted, tuned: Path, out: Path) -> dict[str, float]:
+    """Write the endpoint.json of models that are served elsewhere, and ask each one question."""
+    about = store.read_json(tuned)
+    if about["base_url"].rstrip("/") != cfg.settings["base_url"].rstrip("/"):
+        raise PipelineError(
+            f"deploy.settings.base_url: {cfg.settings['base_url']!r}: the model was tuned at "
+            f"{about['base_url']!r}: expected that"
+        )
+    models = {
+        name: {
+            "id": about[name],
+            "path": about[name],
+            "digest": hashlib.sha256(f"{about['base_url']}\0{about[name]}".encode()).hexdigest(),
+            "template_sha256": None,  # the provider's own
+            "stop": [],
+        }
+        for name in ("base", "tuned")
+    }
+    settings = {key: value for key, value in cfg.settings.items() if key not in ("kind", "model")}
+    manifest = {
+        "engine": "hosted",
+        "api": "openai",
+        "models": models,
+        "command": [],
+        "settings": settings,
+    }
+    store.write_json(out / "endpoint.json", manifest)
+    store.write(out / "rejects.jsonl", [])
+    prove(out / "endpoint.json")
+    return {"num_models": len(models)}
 
 
 def _places(
@@ -246,7 +314,7 @@ def prove(manifest: Path) -> None:
     # what stages.answer needs.
     from stages.answer import endpoint
 
-    progress.note("starting the server for one question to each model")
+    progress.note("one question to each model")
     with endpoint.start(manifest) as server:
         for done, name in enumerate(server.models, 1):
             question = Message(role="user", content="What is this about?")

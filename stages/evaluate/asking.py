@@ -11,6 +11,7 @@ from statistics import fmean, quantiles
 
 from stages import answer as answering
 from stages import llm
+from stages.answer import hosted as asked
 from stages.answer.endpoint import Chat, Completion, RefusedError
 from stages.answer.retrieval import Index
 from stages.core import kept, progress, store
@@ -251,18 +252,7 @@ class Hosted:
     def complete(
         self, model: str, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0
     ) -> Completion:
-        """As its own settings say: those of our models do not apply to it."""
-        try:
-            reply = self.model.complete(messages, None)
-        except llm.RefusedError as error:
-            raise RefusedError("endpoint", str(error)) from None
-        return Completion(
-            reply.text,
-            reply.completion_tokens,
-            reply.finish_reason,
-            reply.cost_usd,
-            reply.cached,
-        )
+        return asked.answer(self.model, messages)
 
 
 def hosted(name: str, cfg: llm.OpenAI) -> Source:

@@ -85,6 +85,8 @@ class Systems:
 def served_models(endpoint: Path) -> dict[str, neural.Model]:
     """The models that the endpoint serves, where their files are."""
     said: Mapping[str, Any] = store.read_json(endpoint)
+    if said["engine"] == "hosted":
+        return {}
     places = serving.located(endpoint, said)
     return {
         name: neural.Model(path=places[name], digest=about["digest"])

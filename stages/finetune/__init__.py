@@ -8,7 +8,18 @@ from stages.core import model as base
 from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Example, Preference, Reject
-from stages.finetune import card, checks, data, hardware, lineage, recipe, scratch, training
+from stages.finetune import (
+    card,
+    checks,
+    data,
+    hardware,
+    hosted,
+    launching,
+    lineage,
+    recipe,
+    scratch,
+    training,
+)
 from stages.finetune.recipe import Name
 from stages.finetune.settings import Adapted, Config, CptThenSft, Dpo
 from stages.finetune.trainer import Report
@@ -40,6 +51,9 @@ def run(
             f"{train}: no example to train on; see rejects.jsonl beside it for why none was written"
         )
     unseen = list(store.read(validation, Example))
+    (out / "hosted.json").unlink(missing_ok=True)
+    if isinstance(cfg.launcher, launching.OpenAI):
+        return tune_hosted(cfg, cfg.launcher, model, examples, unseen, out)
     pairs = read_pairs(cfg, preferences)
     machine = hardware.machine(cfg)
     checks.machine(cfg, machine)
@@ -83,6 +97,28 @@ def run(
     if isinstance(cfg, Dpo) and preferences:
         given[preferences.name] = store.digest(preferences)
     store.write_text(out / "README.md", card.render(cfg, model, history, given, metrics, digest))
+    return metrics
+
+
+def tune_hosted(
+    cfg: Config,
+    launcher: launching.OpenAI,
+    model: base.Config,
+    examples: Sequence[Example],
+    unseen: Sequence[Example],
+    out: Path,
+) -> dict[str, float]:
+    """Have a provider tune its own model; out/hosted.json names what came of it."""
+    data.write_chats(examples, out / "train.jsonl", model)
+    data.write_chats(unseen, out / "validation.jsonl", model)
+    report = hosted.tune(launcher, cfg.kind, cfg.seed, out)
+    store.write(out / "rejects.jsonl", [])
+    metrics: dict[str, float] = {"num_examples": report.num_examples, "num_steps": report.total}
+    if report.steps:
+        training.write_curve({"tune": report}, out / "curve.csv")
+        metrics["train_loss"] = report.final("loss")
+        if any("eval_loss" in row for row in report.steps.values()):
+            metrics["validation_loss"] = report.final("eval_loss")
     return metrics
 
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar, cast
 
 import httpx2
 import openai
-import tenacity
 from openai.types import Batch
 
 from stages.core import progress
@@ -298,22 +297,8 @@ class Batches:
 
     def _try(self, work: Callable[[], T]) -> T:
         """The result of the work, tried again where that may help."""
-        tries = self._tries
-        ends = None if tries.deadline_s is None else time.monotonic() + tries.deadline_s
-        attempts = tenacity.Retrying(
-            stop=lambda state: (
-                state.attempt_number >= tries.max_attempts
-                or (ends is not None and time.monotonic() + state.upcoming_sleep >= ends)
-            ),
-            wait=lambda state: retries.pause(
-                state.outcome.exception() if state.outcome else None, state.attempt_number, tries
-            ),
-            retry=tenacity.retry_if_exception(retries.passes),
-            sleep=self._stop.wait,  # type: ignore[arg-type]
-            reraise=True,
-        )
         try:
-            return attempts(work)
+            return retries.until_done(work, self._tries, self._stop.wait)
         except openai.APIError as error:
             status = getattr(error, "status_code", type(error).__name__)
             said = " ".join(error.message.split())[:200]

@@ -3,12 +3,23 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 import openai
 
-from stages.llm.settings import OpenAI
+
+class Address(Protocol):
+    """Settings of an endpoint."""
+
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def api_version(self) -> str | None: ...
+    @property
+    def concurrency(self) -> int: ...
+    @property
+    def timeout_s(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Server:
         ).content
 
 
-def client(cfg: OpenAI, secret: str) -> openai.OpenAI:
+def client(cfg: Address, secret: str) -> openai.OpenAI:
     """The SDK's client of the address; its retries are off."""
     limits = httpx2.Limits(
         max_connections=cfg.concurrency, max_keepalive_connections=cfg.concurrency

@@ -3,12 +3,17 @@
 import email.utils
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import httpx2
 import openai
+import tenacity
 
 from stages.llm.wire import NotAReplyError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,24 @@ class Retries:
     cap_s: float
     deadline_s: float | None
     """For all attempts and the waits between them; None for no such limit."""
+
+
+def until_done(work: Callable[[], T], tries: Retries, sleep: Callable[[float], object]) -> T:
+    """The result of the work, tried again where that may help; else what it raised last."""
+    ends = None if tries.deadline_s is None else time.monotonic() + tries.deadline_s
+    attempts = tenacity.Retrying(
+        stop=lambda state: (
+            state.attempt_number >= tries.max_attempts
+            or (ends is not None and time.monotonic() + state.upcoming_sleep >= ends)
+        ),
+        wait=lambda state: pause(
+            state.outcome.exception() if state.outcome else None, state.attempt_number, tries
+        ),
+        retry=tenacity.retry_if_exception(passes),
+        sleep=sleep,  # type: ignore[arg-type]
+        reraise=True,
+    )
+    return attempts(work)
 
 
 def passes(error: BaseException) -> bool:

@@ -10,12 +10,26 @@ from stages.finetune.launching import docker, local, slurm
 from stages.finetune.launching.docker import Docker
 from stages.finetune.launching.job import ENVIRONMENT, Job
 from stages.finetune.launching.local import HERE, Local
+from stages.finetune.launching.openai import OpenAI
 from stages.finetune.launching.processes import Tick
 from stages.finetune.launching.slurm import Slurm
 
-__all__ = ["ENVIRONMENT", "HERE", "Config", "Docker", "Job", "Local", "Slurm", "render", "run"]
+__all__ = [
+    "ENVIRONMENT",
+    "HERE",
+    "Config",
+    "Docker",
+    "Job",
+    "Local",
+    "OpenAI",
+    "Slurm",
+    "num_nodes",
+    "render",
+    "run",
+    "versions",
+]
 
-Config = Annotated[Local | Docker | Slurm, Field(discriminator="kind")]
+Config = Annotated[Local | Docker | Slurm | OpenAI, Field(discriminator="kind")]
 
 
 def run(cfg: Config, job: Job, tick: Tick) -> int:
@@ -27,6 +41,8 @@ def run(cfg: Config, job: Job, tick: Tick) -> int:
             return docker.run(cfg, job, tick)
         case Slurm():
             return slurm.run(cfg, job, tick)
+        case OpenAI():
+            raise AssertionError("nothing of Axolotl's runs for a hosted model")
 
 
 def render(cfg: Config, job: Job) -> str:
@@ -38,10 +54,12 @@ def render(cfg: Config, job: Job) -> str:
             return docker.render(cfg, job)
         case Slurm():
             return slurm.render(cfg, job)
+        case OpenAI():
+            return f"# {cfg.model} is tuned at {cfg.base_url}: no command runs here\n"
 
 
 def num_nodes(cfg: Config) -> int:
-    return 1 if isinstance(cfg, Docker) else cfg.num_nodes
+    return cfg.num_nodes if isinstance(cfg, Local | Slurm) else 1
 
 
 def versions(cfg: Config, python: str) -> list[str]:

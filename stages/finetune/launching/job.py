@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.core.records import identify
+
 ENVIRONMENT = Path(__file__).parents[1] / "environment"
 """What runs in the model environment: the Axolotl plugin."""
 
@@ -40,7 +42,8 @@ class Job:
 
     @property
     def key(self) -> str:
-        return self.work.name
+        """Names this job among all of this machine."""
+        return identify(str(self.work), self.name)
 
 
 @dataclass(frozen=True)
