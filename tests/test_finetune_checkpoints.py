@@ -146,7 +146,7 @@ class Training:
 
     @property
     def work(self) -> Path | None:
-        found = [p for p in (self.folder / ".cache/training").glob("*") if p.is_dir()]
+        found = [p for p in (self.folder / ".cache/training").glob("*/tune") if p.is_dir()]
         return max(found, key=os.path.getmtime, default=None)
 
     @property
@@ -304,7 +304,7 @@ def test_a_killed_and_torn_training_goes_on_from_its_newest_whole_checkpoint(
 
 
 def test_a_planted_trust_in_torn_checkpoints_is_found(workspace: Workspace) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="BadZipFile"):
         a_killed_and_torn_training_goes_on(workspace, "checkpoints.fault = lambda folder: None")
 
 
@@ -318,7 +318,7 @@ def another_training_begins_anew(workspace: Workspace, plant: str = "") -> None:
     other = small(workspace, learning_rate=0.1, pace=0.0)
     other.plant = plant
     other.finish("other")
-    assert other.executed == list(range(1, 41))
+    assert other.executed == list(range(1, 41)), "it goes on from another's"
 
 
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(workspace: Workspace) -> None:
@@ -326,7 +326,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(workspace: Workspa
 
 
 def test_a_planted_key_that_ignores_the_settings_is_found(workspace: Workspace) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="goes on from another's"):
         another_training_begins_anew(workspace, "training.training_key = lambda *_: 'key'")
 
 

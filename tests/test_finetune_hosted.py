@@ -1,8 +1,10 @@
 """Tuning at a provider: one job, however often we are killed, and its model served and judged."""
 
+import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -110,13 +112,15 @@ def kind(asked: str) -> str:
     return re.sub(r"(ftjob|file)-\d+|\?.*", "", asked)
 
 
-def killed_at_each_step(workspace: Workspace, plant: str = "", **settings: Any) -> None:
-    """The stage is killed while the answer to each kind of request is on its way: done, and not
-    heard of. In the end there is one job, and one model."""
-    made = requests_of_a_run(workspace)
-    kinds = [(name, time) for name in dict.fromkeys(made) for time in range(1, 3)]
-    left = [each for each in kinds if made.count(each[0]) >= each[1]]
-    assert len(left) >= 6
+BEGIN = "POST /v1/fine_tuning/jobs"
+ONE_OF_EACH_THAT_PAYS = [("POST /v1/files", 1), (BEGIN, 1)]
+
+
+def killed_at_each_step(
+    workspace: Workspace, left: list[tuple[str, int]], plant: str = "", **settings: Any
+) -> None:
+    """The stage is killed while the answer to each of these requests, the nth of its kind, is on
+    its way: done, and not heard of. In the end there is one job, and one model."""
     counts: Counter[str] = Counter()
 
     def desk(number: int, asked: str) -> Act:
@@ -150,26 +154,33 @@ def killed_at_each_step(workspace: Workspace, plant: str = "", **settings: Any) 
                 break
             assert stage.returncode < 0, errors[-500:]
         # What later runs need not do again, such as sending a file, was not killed in them.
-        assert {name for name, _ in left} <= {"POST /v1/files"}
+        assert all(nth > 1 for _, nth in left)
         assert len(server.trainings) == 1
     told = store.read_json(workspace.folder / "killed/hosted.json")
     assert told["job"] == "ftjob-1"
     assert json.loads(said.splitlines()[-1])["num_steps"] == 8
 
 
-def test_a_kill_after_any_request_never_pays_a_second_job(workspace: Workspace) -> None:
-    killed_at_each_step(workspace)
+def test_a_kill_never_pays_a_second_job(workspace: Workspace) -> None:
+    killed_at_each_step(workspace, list(ONE_OF_EACH_THAT_PAYS))
 
 
 @pytest.mark.slow
-def test_nor_where_the_endpoint_keeps_no_metadata(workspace: Workspace) -> None:
-    killed_at_each_step(workspace, keeps_marks=False)
+@pytest.mark.parametrize("keeps_marks", [True, False])
+def test_nor_does_a_kill_at_any_request_whatever_the_endpoint_keeps(
+    workspace: Workspace, keeps_marks: bool
+) -> None:
+    made = requests_of_a_run(workspace)
+    kinds = [(name, nth) for name in dict.fromkeys(made) for nth in (1, 2)]
+    left = [each for each in kinds if made.count(each[0]) >= each[1]]
+    assert len(left) >= 6
+    killed_at_each_step(workspace, left, keeps_marks=keeps_marks)
 
 
-def test_a_planted_loss_of_the_notes_and_marks_is_found(workspace: Workspace) -> None:
+def test_a_planted_loss_of_the_marks_is_found(workspace: Workspace) -> None:
     forgetful = "from stages.llm.tuning import Tuning; Tuning._found = lambda *_: None"
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
-        killed_at_each_step(workspace, forgetful)
+    with pytest.raises(AssertionError):
+        killed_at_each_step(workspace, [(BEGIN, 1)], forgetful)
 
 
 FAULTS = {
@@ -180,18 +191,29 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_each_request_may_fail_once_and_one_job_is_paid(workspace: Workspace, fault: str) -> None:
-    total = len(requests_of_a_run(workspace))
-    for number in range(1, total + 1):
+def each_request_fails_once(workspace: Workspace, faults: list[str], numbers: range) -> None:
+    for number, fault in itertools.product(numbers, faults):
         workspace.give(train=[example(n) for n in range(10 + number)])
+        shutil.rmtree(".cache/hosted", ignore_errors=True)
 
-        def desk(asked: int, _: str, at: int = number) -> Act:
-            return FAULTS[fault] if asked == at else ANSWER
+        def desk(asked: int, _: str, at: int = number, fault: Act = FAULTS[fault]) -> Act:
+            return fault if asked == at else ANSWER
 
         with serving(desk=desk) as server:
-            workspace.run(at(server), model_config())
-            assert len(server.trainings) == 1, number
+            workspace.run(at(server, num_epochs=1), model_config())
+            assert len(server.trainings) == 1, (number, fault)
+
+
+def test_the_request_that_pays_may_fail_and_one_job_is_paid(workspace: Workspace) -> None:
+    made = requests_of_a_run(workspace)
+    number = made.index(BEGIN) + 1
+    each_request_fails_once(workspace, list(FAULTS), range(number, number + 1))
+
+
+@pytest.mark.slow
+def test_each_request_may_fail_in_any_way_and_one_job_is_paid(workspace: Workspace) -> None:
+    made = requests_of_a_run(workspace)
+    each_request_fails_once(workspace, list(FAULTS), range(1, len(made) + 1))
 
 
 @pytest.mark.parametrize(
