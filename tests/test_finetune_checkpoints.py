@@ -40,6 +40,7 @@ TRAINER = """
 import json, os, sys, time, zipfile
 from pathlib import Path
 
+import yaml
 
 places = dict(a[2:].split("=", 1) for a in sys.argv if a.startswith("--") and "=" in a)
 recipe = yaml.safe_load(Path(next(a for a in sys.argv if a.endswith(".yaml"))).read_text())
@@ -146,7 +147,7 @@ class Training:
 
     @property
     def work(self) -> Path | None:
-        found = [p for p in (self.folder / ".cache/training").glob("*/tune") if p.is_dir()]
+        found = [p for p in (self.folder / ".cache/training").glob("*") if p.is_dir()]
         return max(found, key=os.path.getmtime, default=None)
 
     @property
@@ -583,7 +584,7 @@ def in_a_save(training: Training) -> None:
     stage = training.start("killed")
     while True:
         assert stage.poll() is None, stage.communicate()[1][-600:]
-        folders = checkpoints.numbered(training.work / "model") if training.work else {}
+        folders = checkpoints.numbered(training.work / "tune/model") if training.work else {}
         if any(not (folder / checkpoints.SEAL).exists() for folder in folders.values()):
             break
         training.listen()
@@ -637,7 +638,7 @@ def test_a_real_nan_ends_the_training_and_leaves_nothing_to_go_on_from(
     assert not (trained.folder / "nan/model").exists()
     work = training.work
     assert work is not None
-    for folder in checkpoints.numbered(work / "model").values():
+    for folder in checkpoints.numbered(work / "tune/model").values():
         assert checkpoints.fault(folder)
     shutil.rmtree(work)
 
@@ -663,7 +664,7 @@ def test_a_full_disk_is_one_line_and_what_was_saved_is_gone_on_from(trained: Wor
     with tiny_disk(disk, 24):
         filling = disk / "filling"
         stage = training.start("full")
-        while not (training.work and list(training.work.glob(f"model/*/{checkpoints.SEAL}"))):
+        while not (training.work and list(training.work.glob(f"tune/model/*/{checkpoints.SEAL}"))):
             assert stage.poll() is None, stage.communicate()[1][-600:]
             time.sleep(0.005)
         with contextlib.suppress(OSError), filling.open("wb") as file:

@@ -442,7 +442,7 @@ def test_a_killed_stage_takes_its_job_along_and_a_job_left_behind_is_not_run_bes
     time.sleep(1)
     assert states() == ["RUNNING"]
     assert training.work
-    left = next(training.work.glob("*.job")).read_text()
+    left = next(training.work.glob("tune/*.job")).read_text()
     workspace.trainer()  # under the same name: it ends at once
     training.finish("out")
     done = subprocess.run(
@@ -516,11 +516,10 @@ def test_two_machines_that_meet_over_the_network_train_as_two_processes_do(
         trained.folder, tuning_config(**REAL, **two, launcher=meet), base_of("made")
     )
     stage = training.start("two")
-    wait_until(lambda: training.work and (training.work / "node.sh").exists(), 60)
+    wait_until(lambda: training.work and (training.work / "tune/node.sh").exists(), 60)
     assert training.work
-    other = subprocess.run(
-        ["sh", str(training.work / "node.sh"), "1"], capture_output=True, text=True, check=False
-    )
+    join = ["sh", str(training.work / "tune/node.sh"), "1"]
+    other = subprocess.run(join, capture_output=True, text=True, check=False)
     said, errors = stage.communicate(timeout=300)
     assert stage.returncode == 0, errors[-500:]
     assert other.returncode == 0, other.stderr[-500:]
