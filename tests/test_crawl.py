@@ -434,7 +434,7 @@ def test_too_many_failing_pages_fail_the_crawl_and_are_listed(tmp_path: Path) ->
         ({"url": "example.org"}, "source.url: 'example.org': expected an address such as https"),
         ({"url": "file:///etc/passwd"}, "source.url: 'file:///etc/passwd': expected an address"),
         ({"max_pages": 0}, "crawl.max_pages: 0: input should be greater than 0"),
-        ({"kind": "wiki"}, "source.kind: 'wiki': expected one of 'web', 'files', 'many'"),
+        ({"kind": "wiki"}, "source.kind: 'wiki': expected one of 'web', 'files'"),
     ],
 )
 def test_a_mistake_in_a_section_is_one_line(

@@ -19,15 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pptx.util import Inches
 from rs_bpe.bpe import openai
-from test_crawl import refresh_and_run
+from sites import parse_here, refresh_and_run
 
 from stages import crawl
 from stages.core import config
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Reject
 from stages.core.store import read
-from stages.crawl import fetching, files, parsed, source
+from stages.crawl import fetching, files, parsed, source, workers
 from stages.crawl.files import anchors, listing, markdown, pdf, rst, sheet, subtitles
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.draft import Draft
 from stages.crawl.files.pdf import Line
 from stages.crawl.page import Page, UnreadableError
@@ -57,10 +58,10 @@ def sections(path: object, **changes: Any) -> tuple[crawl.Config, crawl.Source]:
 
 
 def crawled(
-    out: Path, path: object, **changes: Any
+    out: Path, path: object, here: bool = True, **changes: Any
 ) -> tuple[dict[str, Document], dict[str, tuple[str, str]]]:
     """Documents, and reason and detail of the rejects, by address."""
-    refresh_and_run(out, *sections(path, **{"max_reject_rate": 1.0, **changes}))
+    refresh_and_run(out, *sections(path, **{"max_reject_rate": 1.0, **changes}), here)
     documents = {row.url: row for row in read(out / "documents.jsonl", Document)}
     rejects = {}
     for row in read(out / "rejects.jsonl", Reject):
@@ -369,7 +370,7 @@ def test_anchors_are_those_of_github(titles, expected):
 @settings(max_examples=150, deadline=None)
 def test_any_markdown_gives_headings_that_start_at_their_lines(body):
     try:
-        page = markdown.parse(body.encode("utf-8", "surrogatepass"), "a.md", "a")
+        page = markdown.parse(body.encode("utf-8", "surrogatepass"), Place("a.md", None))
     except UnreadableError:
         return
     check(page)
@@ -428,7 +429,7 @@ Sizes
 def test_substitutions_of_rst_cannot_grow_without_end():
     lines = [".. |a0| replace:: " + "x" * 100]
     lines += [f".. |a{n}| replace:: " + f"|a{n - 1}| " * 10 for n in range(1, 6)]
-    page = rst.parse(("\n".join(lines) + "\n\nText |a5| here.\n").encode(), "a.rst", None, "a")
+    page = rst.parse(("\n".join(lines) + "\n\nText |a5| here.\n").encode(), Place("a.rst", None))
     assert len(page.text) < 10_000  # and not ten million
 
 
@@ -510,7 +511,7 @@ def test_any_csv_is_a_table_or_a_reject(rows):
     written = io.StringIO()
     csv.writer(written).writerows(rows)
     try:
-        page = sheet.parse(written.getvalue().encode("utf-8", "replace"), "a.csv", "a")
+        page = sheet.parse(written.getvalue().encode("utf-8", "replace"), Place("a.csv", None))
     except UnreadableError:
         return
     check(page)
@@ -559,7 +560,7 @@ def test_a_long_speech_has_a_mark_every_quarter_minute():
         f"word{n} and.\n\n"
         for n in range(100)
     )
-    page = subtitles.parse(cues.encode(), "talk.mp4", "talk")
+    page = subtitles.parse(cues.encode(), Place("talk.mp4", None))
     assert [int(h.anchor[2:]) for h in page.headings] == list(range(0, 300, 15))
     assert page.text.count("\n\n") == 4  # a paragraph a minute
 
@@ -673,9 +674,7 @@ def test_a_folder_is_read_with_everything_hostile_in_it_as_one_reject_each(tmp_p
     (folder / "torn.pptx").write_bytes(deck()[:2000])
     (folder / "what#is?this 1.txt").write_text(f"Odd name. {WORDS}")
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt")).write_text(f"Worse name. {WORDS}")
-    documents, rejects = crawled(
-        tmp_path / "out", folder, max_file_mib=1, exclude=["/ignored"], include=[]
-    )
+    documents, rejects = crawled(tmp_path / "out", folder, here=False, max_file_mib=1, exclude=[])
     assert sorted(documents) == [
         "\\xff.txt",
         "good.md",
@@ -790,6 +789,7 @@ def test_only_new_and_changed_files_are_read_and_parsed(tmp_path, monkeypatch):
     [change] = fetching.refresh(cfg, source.parts(whole), snapshot)
     assert (change.new, change.changed, change.gone) == (("new.md",), ("7.md",), ("8.md",))
     assert change.unchanged == 298 and sorted(read_files) == ["7.md", "new.md"]
+    monkeypatch.setattr(workers, "parse", parse_here)
     crawl.run(cfg, whole, snapshot, tmp_path / "out")
     assert sorted(parsed_files) == ["7.md", "new.md"]
     second = {row.url: row for row in read(tmp_path / "out" / "documents.jsonl", Document)}

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from stages.core import config
+from stages.crawl.guard.addresses import allowance
 
 
 def _regular_expression(pattern: str) -> str:
@@ -29,6 +30,17 @@ def _address(url: str) -> str:
     return url
 
 
+def _host(entry: str) -> str:
+    try:
+        allowance(entry)
+    except ValueError:
+        raise PydanticCustomError(
+            "host", "expected a host such as wiki.example, 10.0.0.7:8080 or [fd00::1]:80"
+        ) from None
+    return entry
+
+
+Host = Annotated[str, AfterValidator(_host)]
 Pattern = Annotated[str, AfterValidator(_regular_expression)]
 Address = Annotated[str, AfterValidator(_address)]
 Name = Annotated[str, Field(min_length=1)]

@@ -10,14 +10,15 @@ from pydantic_core import PydanticCustomError
 
 from stages.core import config
 from stages.core.records import identify
-from stages.crawl import files, web
+from stages.crawl import code, files, web
+from stages.crawl.code import Code
 from stages.crawl.files import Files
 from stages.crawl.page import Page
 from stages.crawl.pages import Answered, Body, Crawl
 from stages.crawl.settings import FETCH, Config
 from stages.crawl.web import Web
 
-Single: TypeAlias = Web | Files
+Single: TypeAlias = Web | Files | Code
 """Of one kind; each kind's module has the same functions."""
 
 
@@ -57,7 +58,7 @@ def is_local(source: Single) -> bool:
 
 
 def _module(source: Single) -> ModuleType:
-    return {Web: web, Files: files}[type(source)]
+    return {Web: web, Files: files, Code: code}[type(source)]
 
 
 def fetch(cfg: Config, source: Single, crawl: Crawl) -> Generator[int, None, dict[str, int]]:

@@ -1,6 +1,7 @@
 """Files of a folder or a glob: slides, papers, notes, tables and recordings, as Markdown."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
 from typing import Annotated, Literal
@@ -9,21 +10,8 @@ from pydantic import Field
 
 from stages.core import config
 from stages.core.errors import PipelineError
-from stages.crawl.files import (
-    addresses,
-    listing,
-    markdown,
-    notebook,
-    pdf,
-    rst,
-    sheet,
-    slides,
-    speech,
-    subtitles,
-    text,
-    webpage,
-    word,
-)
+from stages.crawl.files import addresses, listing, speech
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.listing import Found
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Answer, Answered, Body, Crawl
@@ -54,35 +42,27 @@ class Files(config.Base):
     """The model that writes recordings down; null leaves out those without subtitles beside."""
 
 
-Parser = Callable[[bytes, str, str | None, str], Page]
-"""Bytes, path in the source, public address of its folder and the file's name to a page."""
-
-
-def _plain(parser: Callable[[bytes, str, str], Page]) -> Parser:
-    """A parser that needs only to know the address as readers know it."""
-    return lambda body, path, public, title: parser(body, addresses.publish(public, path), title)
-
-
-_PARSERS: dict[str, Parser] = {
-    ".csv": _plain(sheet.parse),
-    ".docx": _plain(word.parse),
-    ".htm": webpage.parse,
-    ".html": webpage.parse,
-    ".ipynb": _plain(notebook.parse),
-    ".markdown": _plain(markdown.parse),
-    ".md": _plain(markdown.parse),
-    ".pdf": _plain(pdf.parse),
-    ".pptx": _plain(slides.parse),
-    ".rest": rst.parse,
-    ".rst": rst.parse,
-    ".srt": _plain(subtitles.parse),
-    ".text": _plain(text.parse),
-    ".tsv": _plain(sheet.parse),
-    ".txt": _plain(text.parse),
-    ".vtt": _plain(subtitles.parse),
-    ".xhtml": webpage.parse,
-    "": _plain(text.parse),
+READERS = {
+    ".csv": "sheet",
+    ".docx": "word",
+    ".htm": "webpage",
+    ".html": "webpage",
+    ".ipynb": "notebook",
+    ".markdown": "markdown",
+    ".md": "markdown",
+    ".pdf": "pdf",
+    ".pptx": "slides",
+    ".rest": "rst",
+    ".rst": "rst",
+    ".srt": "subtitles",
+    ".text": "text",
+    ".tsv": "sheet",
+    ".txt": "text",
+    ".vtt": "subtitles",
+    ".xhtml": "webpage",
+    "": "text",
 }
+"""Which module of this package reads files of an ending; each is imported with the first one."""
 RECORDINGS = frozenset(
     (
         *(".aac", ".flac", ".m4a", ".m4v", ".mka", ".mkv", ".mov", ".mp3", ".mp4", ".mpeg"),
@@ -159,7 +139,7 @@ def _answers(
 
 def is_read(path: str) -> bool:
     """Whether the file is of a kind that is read as it is."""
-    return suffix(path) in _PARSERS
+    return suffix(path) in READERS
 
 
 def suffix(path: str) -> str:
@@ -219,11 +199,10 @@ def parse(source: Files, address: str, body: Body) -> list[Page]:
 
 def parse_file(address: str, body: Body, public: str | None) -> Page:
     """A file of a kind that is known by its ending; of a recording there are the subtitles."""
-    stem = PurePosixPath(address).stem
     ending = suffix(address)
-    if ending in RECORDINGS:
-        return subtitles.parse(body.data, addresses.publish(public, address), stem)
-    return _PARSERS[ending](body.data, address, public, stem)
+    name = "subtitles" if ending in RECORDINGS else READERS[ending]
+    page: Page = import_module(f"{__name__}.{name}").parse(body.data, Place(address, public))
+    return page
 
 
 def publish(source: Files, address: str) -> str:

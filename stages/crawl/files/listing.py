@@ -52,11 +52,16 @@ def local(path: str, wanted: Filter, key: str) -> tuple[Path, list[Found]]:
             row
             for row in _walk(root, root)
             if (pattern is None or pattern.fullmatch(row.address))
-            and wanted.keeps(f"/{row.address.replace('%', '%25').replace('?', '%3F')}")
+            and wanted.keeps(as_path(row.address))
         ]
     except OSError as error:
         raise PipelineError(f"{key}: {path!r}: {error.strerror}") from None
     return root, sorted(rows, key=lambda row: row.address)
+
+
+def as_path(address: str) -> str:
+    """An address as the path of a URL, which is what patterns are about."""
+    return "/" + address.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
 
 
 def glob(pattern: str) -> re.Pattern[str]:

@@ -12,6 +12,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from stages.core.records import Heading
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.anchors import Anchors, plain
 from stages.crawl.files.draft import one_line, sound
 from stages.crawl.files.text import decode
@@ -25,14 +26,14 @@ _TARGET = re.compile(r"(!?\[[^\[\]\n]*\]\(<?|^ {0,3}\[[^\[\]\n]+\]: *<?)([^()<>\
 _MARKDOWN = MarkdownIt("commonmark")
 
 
-def parse(body: bytes, url: str, title: str) -> Page:
-    """Links that are relative become addresses relative to `url`; code stays as it is."""
+def parse(body: bytes, at: Place) -> Page:
+    """Links that are relative become addresses; code stays as it is."""
     text, named = _without_front_matter(decode(body))
-    text, headings = outlined(text, Anchors().of, lambda href: urljoin(url, href))
+    text, headings = outlined(text, Anchors().of, lambda href: urljoin(at.url, href))
     if not text.strip():
         raise UnreadableError("empty")
     first = next((plain(heading.title) for heading in headings if heading.level == 1), "")
-    return Page(url, named or first or title, text, tuple(headings))
+    return Page(at.url, named or first or at.stem, text, tuple(headings))
 
 
 def outlined(

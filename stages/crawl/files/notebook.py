@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from stages.crawl.files import markdown
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.draft import Draft, fence
 from stages.crawl.page import Page, UnreadableError
 
@@ -16,7 +17,7 @@ LONGEST_OUTPUT = 2_000
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def parse(body: bytes, url: str, title: str) -> Page:
+def parse(body: bytes, at: Place) -> Page:
     """Headings have the anchors that Jupyter and GitHub give them in a notebook: `Second-part`."""
     try:
         notebook = json.loads(body)
@@ -31,12 +32,12 @@ def parse(body: bytes, url: str, title: str) -> Page:
             for output in outputs:
                 draft.block(fence(output))
         elif kind == "markdown":
-            text, headings = markdown.outlined(source, _anchor, lambda href: urljoin(url, href))
+            text, headings = markdown.outlined(source, _anchor, lambda href: urljoin(at.url, href))
             first = first or next((h.title for h in headings if h.level == 1), "")
             draft.outlined(text, headings)
         elif kind == "raw":
             draft.block(source)
-    return draft.page(url, first or title)
+    return draft.page(at.url, first or at.stem)
 
 
 def _anchor(title: str) -> str:

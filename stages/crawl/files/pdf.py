@@ -11,6 +11,7 @@ from typing import Any
 from pypdf import PdfReader
 from pypdf.errors import DependencyError, PyPdfError
 
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.draft import Draft, one_line, sound
 from stages.crawl.page import Page, UnreadableError
 
@@ -41,7 +42,7 @@ class Line:
     """Of its letters, in points."""
 
 
-def parse(body: bytes, url: str, title: str) -> Page:
+def parse(body: bytes, at: Place) -> Page:
     """A PDF without text or behind a password is unreadable."""
     try:
         reader = PdfReader(io.BytesIO(body))
@@ -59,7 +60,7 @@ def parse(body: bytes, url: str, title: str) -> Page:
             "no_text", f"{len(pages)} pages without text, such as scans: add it by OCR first"
         )
     named = one_line(sound(named))
-    return draft(pages, marks).page(url, named if _is_title(named) else title)
+    return draft(pages, marks).page(at.url, named if _is_title(named) else at.stem)
 
 
 def draft(pages: Sequence[Sequence[Line]], bookmarks: Sequence[tuple[int, int, str]]) -> Draft:

@@ -11,6 +11,7 @@ from docutils.parsers.rst import directives, states  # type: ignore[import-untyp
 from docutils.parsers.rst.languages import en  # type: ignore[import-untyped]
 
 from stages.crawl.files import webpage
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.text import decode
 from stages.crawl.page import Page, UnreadableError
 
@@ -49,12 +50,12 @@ _CHANGED = {
 }
 
 
-def parse(body: bytes, address: str, public: str | None, title: str) -> Page:
+def parse(body: bytes, at: Place) -> Page:
     """No file is included and nothing is passed through raw."""
     text = decode(body)
     if any(len(line) > LONGEST_LINE for line in text.split("\n")):
         raise UnreadableError("line_too_long", f"a line of more than {LONGEST_LINE} characters")
-    return webpage.of_html(f"<main>{html(text)}</main>", address, public, title)
+    return webpage.of_html(f"<main>{html(text)}</main>", at)
 
 
 def html(text: str) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.draft import Draft, row_of
 from stages.crawl.files.text import decode
 from stages.crawl.page import Page, UnreadableError
@@ -16,7 +17,7 @@ _DELIMITERS = ",;\t|"
 _SAMPLE_CHARS = 1 << 14
 
 
-def parse(body: bytes, url: str, title: str) -> Page:
+def parse(body: bytes, at: Place) -> Page:
     """The first row is the header; `L12` marks a row by its line in the file."""
     text = decode(body)
     csv.field_size_limit(len(text) + 1)
@@ -44,7 +45,7 @@ def parse(body: bytes, url: str, title: str) -> Page:
         raise UnreadableError("broken", f"line {rows.line_num}: {error}") from None
     if left:
         draft.block(f"{left} further rows are left out.")
-    return draft.page(url, title)
+    return draft.page(at.url, at.stem)
 
 
 def delimiter(text: str) -> str:

@@ -11,6 +11,7 @@ from pptx.enum.shapes import PP_PLACEHOLDER
 from pptx.exc import PythonPptxError
 
 from stages.crawl.files import zipped
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.draft import Draft, one_line, table
 from stages.crawl.page import Page, UnreadableError
 
@@ -26,7 +27,7 @@ _A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
 _REPEATED = {PP_PLACEHOLDER.DATE, PP_PLACEHOLDER.FOOTER, PP_PLACEHOLDER.SLIDE_NUMBER}
 
 
-def parse(body: bytes, url: str, title: str) -> Page:
+def parse(body: bytes, at: Place) -> Page:
     """Hidden slides are left out; a slide keeps the number that the file shows."""
     zipped.check(body)
     draft = Draft()
@@ -40,7 +41,7 @@ def parse(body: bytes, url: str, title: str) -> Page:
     except _FAULTS as error:
         raise UnreadableError("broken", one_line(str(error))) from None
     generic = not named or named.lower() in ("powerpoint presentation", "presentation")
-    return draft.page(url, title if generic else named)
+    return draft.page(at.url, at.stem if generic else named)
 
 
 def _slide(draft: Draft, number: int, slide: Any) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pysubs2
 
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.draft import Draft, one_line
 from stages.crawl.files.text import decode
 from stages.crawl.page import Page, UnreadableError
@@ -27,7 +28,7 @@ class Cue:
     text: str
 
 
-def parse(body: bytes, url: str, title: str) -> Page:
+def parse(body: bytes, at: Place) -> Page:
     """SRT or WebVTT, told by its first line."""
     cues = read(decode(body))
     if not cues:
@@ -46,7 +47,7 @@ def parse(body: bytes, url: str, title: str) -> Page:
             began = cue.start_s
         draft.block(cue.text, "\n\n" if breaks else " ")
         end = cue
-    return draft.page(url, title)
+    return draft.page(at.url, at.stem)
 
 
 def read(text: str) -> list[Cue]:

@@ -4,6 +4,7 @@ import re
 
 import charset_normalizer
 
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.draft import Draft
 from stages.crawl.page import Page, UnreadableError
 
@@ -63,7 +64,7 @@ def _decoded(body: bytes) -> str:
     return body.decode(found.encoding if found else "cp1252", "replace")
 
 
-def parse(body: bytes, url: str, title: str) -> Page:
+def parse(body: bytes, at: Place) -> Page:
     """The paragraphs as they stand, with `L12` where one begins at line 12."""
     draft = Draft()
     marked = -LINES_PER_MARK
@@ -74,4 +75,4 @@ def parse(body: bytes, url: str, title: str) -> Page:
             draft.mark(f"L{marked}")
         draft.block(part)
         number += part.count("\n")
-    return draft.page(url, title)
+    return draft.page(at.url, at.stem)

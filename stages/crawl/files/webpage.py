@@ -6,6 +6,7 @@ from urllib.parse import quote, unquote
 
 from stages.crawl.extract import extract
 from stages.crawl.files import addresses
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.text import decode
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.site import Site
@@ -25,17 +26,16 @@ class _Folder(Site):
         return addresses.publish(self.public, unquote(inside)) + hash + fragment
 
 
-def parse(body: bytes, address: str, public: str | None, title: str) -> Page:
-    """The file at an address relative to its folder; `public` is the folder's, where it has one."""
-    return of_html(_decoded(body), address, public, title)
+def parse(body: bytes, at: Place) -> Page:
+    return of_html(_decoded(body), at)
 
 
-def of_html(html: str, address: str, public: str | None, title: str) -> Page:
-    site = _Folder(_ORIGIN, "/", public)
-    page = extract(html, f"{_ORIGIN}/{quote(address)}", site)
+def of_html(html: str, at: Place) -> Page:
+    site = _Folder(_ORIGIN, "/", at.public)
+    page = extract(html, f"{_ORIGIN}/{quote(at.path)}", site)
     if not page.text.strip():
         raise UnreadableError("empty")
-    return replace(page, title=page.title or title, canonical=None)
+    return replace(page, title=page.title or at.stem, canonical=None)
 
 
 def _decoded(body: bytes) -> str:

@@ -12,6 +12,7 @@ from docx.opc.exceptions import OpcError
 from lxml import etree  # type: ignore[import-untyped]
 
 from stages.crawl.files import zipped
+from stages.crawl.files.addresses import Place
 from stages.crawl.files.anchors import Anchors
 from stages.crawl.files.draft import Draft, fence, one_line, table
 from stages.crawl.page import Page, UnreadableError
@@ -27,7 +28,7 @@ _CODE_STYLE = re.compile(r"(?i)\b(?:source ?code|code|preformatted|macro|listing
 _CODE_FONT = re.compile(r"(?i)\b(?:courier|consolas|menlo|monaco|mono)")
 
 
-def parse(body: bytes, url: str, title: str) -> Page:
+def parse(body: bytes, at: Place) -> Page:
     """Text that was deleted under tracked changes is not there; inserted text is."""
     zipped.check(body)
     try:
@@ -36,7 +37,7 @@ def parse(body: bytes, url: str, title: str) -> Page:
         named = read.title()
     except _FAULTS as error:
         raise UnreadableError("broken", one_line(str(error))) from None
-    return draft.page(url, named or title)
+    return draft.page(at.url, named or at.stem)
 
 
 class _Reader:
