@@ -67,6 +67,11 @@ def parser(first: str = "") -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
     run.add_argument("--force", action="store_true", help="run every stage, changed or not")
     run.add_argument("--json", action="store_true", help="print the result as JSON")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the commands that would train, as finetune.launcher has them; run nothing",
+    )
 
     refresh = add(
         "refresh",
@@ -136,6 +141,18 @@ def parser(first: str = "") -> argparse.ArgumentParser:
     )
     review.add_argument("what", choices=["export", "import"])
     review.add_argument("file", type=Path, help="CSV")
+
+    bundle = add(
+        "bundle",
+        take_bundle_back,
+        "take back what was trained in a bundle (finetune/launcher=bundle)",
+    )
+    bundle.add_argument("what", choices=["import"])
+    bundle.add_argument("path", type=Path, help="the bundle's folder after train.sh, or a tar")
+
+    tuning = add("tuning", cancel_tuning, "cancel the hosted trainings (finetune/launcher=openai)")
+    tuning.add_argument("what", choices=["cancel"])
+    tuning.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
 
     freeze = add(
         "freeze", freeze_testset, "commit today's test questions: they stay, and untrained"
@@ -281,6 +298,11 @@ def refresh_sources(parsed: argparse.Namespace) -> None:
 
 
 def run_pipeline(parsed: argparse.Namespace) -> None:
+    if parsed.dry_run:
+        params = pipeline.compose(parsed.overrides)
+        pipeline.check(params)
+        show_commands(params)
+        return
     spent = pipeline.run(parsed.overrides, parsed.force)
     metrics = store.read_json(Path("data/evaluate/metrics.json"))
     if parsed.json:
@@ -402,6 +424,41 @@ def review_examples(parsed: argparse.Namespace) -> None:
             f"{found.num_accepted} accept, {found.num_edited} edit, {found.num_rejected} reject "
             f"and {found.num_undecided} are open. `python -m stages run` applies them"
         )
+
+
+# --- trainings elsewhere -----------------------------------------------------------------------
+
+
+def take_bundle_back(parsed: argparse.Namespace) -> None:
+    from stages.finetune import bundle
+
+    print(bundle.take_back(parsed.path))
+
+
+def cancel_tuning(parsed: argparse.Namespace) -> None:
+    from stages import finetune
+    from stages.finetune import hosted, launching
+
+    params = (
+        pipeline.compose(parsed.overrides) if parsed.overrides else config.read(Path("params.yaml"))
+    )
+    launcher = config.load(params, "finetune", finetune.Config).launcher
+    if not isinstance(launcher, launching.OpenAI):
+        raise PipelineError(
+            f"finetune.launcher.kind: {launcher.kind!r}: only a hosted training is cancelled here; "
+            "any other ends with Ctrl-C"
+        )
+    ended = hosted.cancel(launcher)
+    print(f"cancelled: {', '.join(ended)}" if ended else "no hosted training goes on")
+
+
+def show_commands(params: dict[str, Any]) -> None:
+    from stages import finetune
+    from stages.core import model as base
+
+    cfg = config.load(params, "finetune", finetune.Config, "conf")
+    model = config.load(params, "model", base.Config, "conf")
+    print(finetune.commands(cfg, model, Path("data/finetune")), end="")
 
 
 # --- test sets and runs ------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from test_finetune import (
 )
 from test_finetune_checkpoints import Training, the_stage
 
+from stages.__main__ import main
 from stages.core import config, store
 from stages.core.errors import PipelineError
 from stages.finetune import launching
@@ -123,6 +124,29 @@ def test_a_printed_command_runs_as_it_is_printed(tmp_path: Path) -> None:
     where, words = json.loads(done.stdout)
     assert where == str(job.folder)
     assert words[1:] == ["axolotl.yaml", "--x=a b$HOME'"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("local", "-m axolotl.cli.train axolotl.yaml"),
+        ("docker", "docker run --rm --init"),
+        ("slurm", "#SBATCH --nodes=1"),
+        ("bundle", "sha256sum --check"),
+        ("openai", "curl https://api.openai.com/v1/fine_tuning/jobs"),
+    ],
+)
+def test_each_launcher_prints_its_command_and_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, said: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    words = ["run", "--dry-run", f"finetune/launcher={kind}", "finetune.device=cpu"]
+    assert main([*words, "finetune=lora"]) == 0
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert ("merge_lora" in printed) == (kind != "openai")
 
 
 # --- a container ---------------------------------------------------------------------------------
@@ -467,7 +491,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         yield workspace
 
 
-REAL: dict[str, Any] = {"python": PYTHON, "num_epochs": 3, "micro_batch_size": 4}
+REAL: dict[str, Any] = {
+    "python": PYTHON,
+    "device": "cpu",  # as a container or a cluster without GPUs is taken to be
+    "num_epochs": 3,
+    "micro_batch_size": 4,
+}
 
 
 def base_of(out: str) -> Any:

@@ -76,8 +76,10 @@ def run(
     metrics: dict[str, float] = {}
     places: dict[str, Path] = {}
     if isinstance(model, base.Scratch):
+        # Built here, also where the tuning is packed for elsewhere.
+        here = hardware.probe(cfg.python) if isinstance(cfg.launcher, launching.Bundle) else machine
         metrics["base_loss"] = scratch.base(
-            cfg, model, machine, data.train_texts(learnt, assignment), out / "base"
+            cfg, model, here, data.train_texts(learnt, assignment), out / "base"
         )
     if isinstance(model, base.Local):
         places["base_model"] = checks.local(model)
@@ -98,6 +100,17 @@ def run(
         given[preferences.name] = store.digest(preferences)
     store.write_text(out / "README.md", card.render(cfg, model, history, given, metrics, digest))
     return metrics
+
+
+def commands(cfg: Config, model: base.Config, out: Path) -> str:
+    """What would train, for a shell; nothing is run, and no example is read."""
+    if isinstance(cfg.launcher, launching.OpenAI):
+        return hosted.render(cfg.launcher, cfg.seed)
+    machine = hardware.machine(cfg)
+    checks.machine(cfg, machine)
+    phases = recipe.phases(cfg, model, machine, has_validation=True)
+    places = {"base_model": checks.local(model)} if isinstance(model, base.Local) else {}
+    return training.render(cfg, model, phases, out.absolute(), places, [])
 
 
 def tune_hosted(

@@ -1,6 +1,7 @@
 """Tune at a provider: the examples go there, and the name of a model comes back."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,26 @@ def heard(path: Path, report: Report) -> None:
 def keep(path: Path, report: Report) -> None:
     steps = {str(step): figures for step, figures in sorted(report.steps.items())}
     store.write_json(path, {"total": report.total, "steps": steps})
+
+
+def render(cfg: OpenAI, seed: int) -> str:
+    """What would be asked of the endpoint, as requests by hand."""
+    address = public(cfg.base_url)
+    key = f'-H "Authorization: Bearer ${cfg.api_key_env}"' if cfg.api_key_env else ""
+    job = {
+        "model": cfg.model,
+        "training_file": "FILE",
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters(cfg)}},
+        "seed": seed,
+        "suffix": cfg.suffix,
+        "metadata": {tuning.MARK: "KEY"},
+    }
+    return (
+        f"curl {address}/files {key} -F purpose=fine-tune -F file=@train.jsonl\n"
+        f"curl {address}/fine_tuning/jobs {key} -H 'Content-Type: application/json' "
+        f"-d {shlex.quote(json.dumps(job))}\n"
+        f"curl {address}/fine_tuning/jobs/JOB {key}\n"
+    )
 
 
 def cancel(cfg: OpenAI) -> list[str]:

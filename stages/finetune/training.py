@@ -10,7 +10,7 @@ import filelock
 from stages.core import model as base
 from stages.core import progress, store
 from stages.core.records import identify
-from stages.finetune import launching, lineage, trainer
+from stages.finetune import bundle, launching, lineage, trainer
 from stages.finetune.lineage import Earlier, Lineage
 from stages.finetune.recipe import Name, Phase
 from stages.finetune.settings import Config
@@ -45,7 +45,9 @@ def train(
     reports: dict[Name, Report] = {}
     # Points of a sweep share .cache/; two of them may ask for the same training.
     with filelock.FileLock(work.with_name(f"{key}.lock")):
-        if not cfg.save_steps:
+        if isinstance(cfg.launcher, launching.Bundle):
+            bundle.require(cfg.launcher, pack(cfg, model, phases, out, places, started), work)
+        elif not cfg.save_steps:
             shutil.rmtree(work, ignore_errors=True)  # of a training that was killed
         for phase in phases:
             folders = goes_on(cfg, phase, work, places, started)
@@ -54,15 +56,52 @@ def train(
         if cfg.adapter:
             name = str(phases[-1].recipe["base_model"])
             lineage.collect(last, out / "adapter", name, history)
-            progress.note("merging the adapter into the weights")
-            merge = dict(places) | {"output_dir": last, "lora_model_dir": last}
-            launch(cfg, model, out / phases[-1].file, work)(
-                "merge", merge, module="axolotl.cli.merge_lora"
-            )
+            if not (work / "merged").exists():
+                progress.note("merging the adapter into the weights")
+                merge = dict(places) | {"output_dir": last, "lora_model_dir": last}
+                launch(cfg, model, out / phases[-1].file, work)(
+                    "merge", merge, module="axolotl.cli.merge_lora"
+                )
             last = last / "merged"
         trainer.collect(last, out / "model")
-        shutil.rmtree(work)
+        if not isinstance(cfg.launcher, launching.Bundle):  # what was brought back is kept
+            shutil.rmtree(work)
     return reports
+
+
+def pack(
+    cfg: Config,
+    model: base.Config,
+    phases: Sequence[Phase],
+    out: Path,
+    places: Mapping[str, Path],
+    started: Sequence[Path],
+) -> bundle.Packed:
+    """What trains by the phases elsewhere, as `train` does here."""
+    folders = dict(zip(("base",), places.values(), strict=False))
+    folders |= dict(zip(("earlier",), started, strict=False))
+    inside = {key: Path("base") for key in places}
+    starts = []
+    for phase in phases:
+        given = goes_on(cfg, phase, Path(bundle.TRAINED), inside, [Path("earlier")][: len(started)])
+        folder = f"{bundle.TRAINED}/{phase.name}"
+        given |= {"output_dir": Path(folder, "model")}
+        given |= {"dataset_prepared_path": Path(folder, "prepared")}
+        words = {key: str(path) for key, path in given.items()}
+        starts.append(bundle.Start(phase.name, "axolotl.cli.train", phase.file, words))
+    if cfg.adapter:
+        last = f"{bundle.TRAINED}/{phases[-1].name}/model"
+        words = {key: str(path) for key, path in inside.items()}
+        words |= {"output_dir": last, "lora_model_dir": last}
+        starts.append(bundle.Start("merge", "axolotl.cli.merge_lora", phases[-1].file, words))
+    files = [*(phase.file for phase in phases), *INPUTS]
+    return bundle.Packed(
+        files=[out / name for name in files if (out / name).exists()],
+        folders=folders,
+        starts=starts,
+        num_processes=cfg.num_processes,
+        offline=not isinstance(model, base.Hub),
+    )
 
 
 def tune(
@@ -102,6 +141,36 @@ def launch(cfg: Config, model: base.Config, recipe: Path, work: Path) -> "partia
         launcher=cfg.launcher,
         offline=not isinstance(model, base.Hub),
     )
+
+
+def render(
+    cfg: Config,
+    model: base.Config,
+    phases: Sequence[Phase],
+    out: Path,
+    places: Mapping[str, Path],
+    started: Sequence[Path],
+) -> str:
+    """The commands that `train` would run, for a shell; KEY stands for the training's key."""
+    if isinstance(cfg.launcher, launching.Bundle):
+        return bundle.script(cfg.launcher, pack(cfg, model, phases, out, places, started))
+    work = store.cache("training", "KEY")
+    offline = not isinstance(model, base.Hub)
+    text = []
+    for phase in phases:
+        folder = work / phase.name
+        given = goes_on(cfg, phase, work, places, started)
+        given |= {"output_dir": folder / "model", "dataset_prepared_path": folder / "prepared"}
+        one = (out / phase.file, folder, phase.name, given, "axolotl.cli.train")
+        task = trainer.job(cfg.python, *one, cfg.num_processes, True, offline)
+        text.append(f"# {phase.title}\n{launching.render(cfg.launcher, task)}")
+    if cfg.adapter:
+        last = work / phases[-1].name / "model"
+        given = dict(places) | {"output_dir": last, "lora_model_dir": last}
+        merge = (out / phases[-1].file, work, "merge", given, "axolotl.cli.merge_lora")
+        task = trainer.job(cfg.python, *merge, 1, False, offline)
+        text.append(f"# the adapter into the weights\n{launching.render(cfg.launcher, task)}")
+    return "\n".join(text)
 
 
 def goes_on(

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from stages.core import store
 from stages.finetune.launching import docker, local, slurm
+from stages.finetune.launching.bundle import Bundle
 from stages.finetune.launching.docker import Docker
 from stages.finetune.launching.job import ENVIRONMENT, Job
 from stages.finetune.launching.local import HERE, Local
@@ -17,6 +18,7 @@ from stages.finetune.launching.slurm import Slurm
 __all__ = [
     "ENVIRONMENT",
     "HERE",
+    "Bundle",
     "Config",
     "Docker",
     "Job",
@@ -29,7 +31,7 @@ __all__ = [
     "versions",
 ]
 
-Config = Annotated[Local | Docker | Slurm | OpenAI, Field(discriminator="kind")]
+Config = Annotated[Local | Docker | Slurm | Bundle | OpenAI, Field(discriminator="kind")]
 
 
 def run(cfg: Config, job: Job, tick: Tick) -> int:
@@ -41,6 +43,8 @@ def run(cfg: Config, job: Job, tick: Tick) -> int:
             return docker.run(cfg, job, tick)
         case Slurm():
             return slurm.run(cfg, job, tick)
+        case Bundle():  # the base, and what is left to do when the trained model is back
+            return local.run(HERE, job, tick)
         case OpenAI():
             raise AssertionError("nothing of Axolotl's runs for a hosted model")
 
@@ -54,6 +58,8 @@ def render(cfg: Config, job: Job) -> str:
             return docker.render(cfg, job)
         case Slurm():
             return slurm.render(cfg, job)
+        case Bundle():
+            return "sh train.sh  # in the bundle\n"
         case OpenAI():
             return f"# {cfg.model} is tuned at {cfg.base_url}: no command runs here\n"
 
@@ -64,6 +70,8 @@ def num_nodes(cfg: Config) -> int:
 
 def versions(cfg: Config, python: str) -> list[str]:
     """What trains: the image, or the packages beside the interpreter that shape a training."""
+    if isinstance(cfg, Bundle):
+        return []  # not known here
     if isinstance(cfg, Docker):
         return [cfg.image]
     packages = Path(store.interpreter(python, "finetune.python")[0]).parent.parent

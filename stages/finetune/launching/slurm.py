@@ -105,13 +105,16 @@ def render(cfg: Slurm, job: Job) -> str:
     options += ["--no-requeue", *cfg.options]
     python = store.interpreter(job.python, "finetune.python")
     nodes = Nodes(num_nodes, "$SLURM_NODEID", "$DOCENT_FIRST_NODE", str(cfg.port))
-    ours = variables(job, num_nodes, cfg.cpus_per_node)
+    ours = variables(job, num_nodes)
+    del ours["OMP_NUM_THREADS"]  # the node knows its cores, and we do not
+    cores = f"${{SLURM_CPUS_ON_NODE:-1}} / {job.num_processes}"
     inner = "\n".join([*cfg.setup, f"exec {shell(command(python, job, nodes))}"])
     return (
         "#!/bin/bash\n"
         + "".join(f"#SBATCH {option}\n" for option in options)
         + f"cd {shell([str(job.folder)])} || exit 1\n"
         + exports(ours)
+        + f"cores=$(({cores}))\nexport OMP_NUM_THREADS=$((cores > 1 ? cores : 1))\n"
         + "export SLURM_EXPORT_ENV=ALL\n"
         + 'export DOCENT_FIRST_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
         + f"exec srun --kill-on-bad-exit=1 bash -c {shell([inner])}\n"
