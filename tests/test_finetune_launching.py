@@ -140,8 +140,12 @@ def test_each_launcher_prints_its_command_and_runs_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, said: str
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(subprocess, "run", None)
-    monkeypatch.setattr(subprocess, "Popen", None)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("it runs something")
+
+    monkeypatch.setattr(subprocess, "run", never)
+    monkeypatch.setattr(psutil, "Popen", never)
     words = ["run", "--dry-run", f"finetune/launcher={kind}", "finetune.device=cpu"]
     assert main([*words, "finetune=lora"]) == 0
     printed = capsys.readouterr().out
