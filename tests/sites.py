@@ -73,9 +73,14 @@ MISSING: Answer = (404, {"Content-Type": "text/html"}, "<p>no such page</p>")
 
 @contextmanager
 def responding(
-    respond: Callable[[str], Responder], wait_s: Callable[[str], float] = lambda path: 0.0
+    respond: Callable[[str], Responder],
+    wait_s: Callable[[str], float] = lambda path: 0.0,
+    halfway: Callable[[str], None] = lambda path: None,
 ) -> Iterator[tuple[str, list[Asked]]]:
-    """A server that answers as it is told; its address, and the log."""
+    """A server that answers as it is told; its address, and the log.
+
+    `halfway` is called when half of a body is sent.
+    """
     log: list[Asked] = []
     closing = threading.Event()
 
@@ -95,7 +100,9 @@ def responding(
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if status != 304:
-                self.wfile.write(data)
+                self.wfile.write(data[: len(data) // 2])
+                halfway(self.path)
+                self.wfile.write(data[len(data) // 2 :])
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -147,9 +154,10 @@ def serving(
 
 
 def sections(**changes: Any) -> tuple[crawl.Config, crawl.Source]:
-    """Both sections as shipped, with changes by key; no pause between requests, and no lists."""
+    """Both sections as shipped, with changes by key; no pauses, and no lists."""
+    hasty = {"delay_s": 0.0, "retry_s": 0.01}
     params = {
-        "crawl": yaml.safe_load((ROOT / "conf/crawl/default.yaml").read_text()) | {"delay_s": 0.0},
+        "crawl": yaml.safe_load((ROOT / "conf/crawl/default.yaml").read_text()) | hasty,
         "source": yaml.safe_load((ROOT / "conf/source/web.yaml").read_text()) | {"lists": []},
     }
     for key, value in changes.items():

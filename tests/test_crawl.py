@@ -374,12 +374,6 @@ def test_a_start_page_forbidden_by_robots_txt_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failing_robots_txt_forbids_the_crawl(tmp_path: Path) -> None:
-    answers = {"/robots.txt": (503, {}, ""), "/docs/": ok(page("Start"))}
-    assert "robots.txt answers 503, which forbids everything" in failure_of(tmp_path, answers)
-
-
-@pytest.mark.slow
 def test_robots_txt_is_not_read_when_it_need_not_be_obeyed(tmp_path: Path) -> None:
     answers = {"/robots.txt": ok("User-agent: *\nDisallow: /"), "/docs/": ok(page("Start"))}
     with serving(lambda origin: answers) as (origin, log):

@@ -29,8 +29,6 @@ from stages.crawl.pages import Answer, Crawl, Known, Role
 from stages.crawl.robots import FORBIDS_ALL, Robots
 
 MAX_TRIES = 3
-RETRY_AFTER_S = 1.0
-"""Pause before the second try where the server names none; twice as long before the third."""
 MAX_RETRY_AFTER_S = 120.0
 """Longest pause that a server may ask for before a try; asked for more, the crawl goes on."""
 PASSING = (408, 425, 429)
@@ -71,6 +69,8 @@ class Manners:
     """Under way to a host at the same time."""
     delay_s: float
     """Between two requests to a host."""
+    retry_s: float
+    """Before an address that failed is asked again where the server names no time."""
     full_fetch_days: float
     """Age of a body from which it is asked for whole."""
 
@@ -144,9 +144,9 @@ class Asker:
                 response = await self._download(url, headers)
             if not _may_pass(response) or number == MAX_TRIES:
                 break
-            pause_s = RETRY_AFTER_S * number if isinstance(response, Response) else 0.0
-            if isinstance(response, Response) and (asked := header(response, "Retry-After")):
-                pause_s = _seconds(asked)
+            pause_s = self._manners.retry_s * number
+            if isinstance(response, Response):
+                pause_s = _seconds(header(response, "Retry-After"), pause_s)
             if pause_s > MAX_RETRY_AFTER_S:
                 break
             await asyncio.sleep(pause_s)
@@ -275,11 +275,11 @@ def _speaks_of(response: Response, validators: Mapping[str, str]) -> bool:
     return not (modified and since) or modified == since
 
 
-def _seconds(retry_after: str) -> float:
+def _seconds(retry_after: str, otherwise: float) -> float:
     """What Retry-After asks for: seconds, or a date."""
     if retry_after.strip().isdigit():
         return float(retry_after)
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
     except (TypeError, ValueError):
-        return RETRY_AFTER_S
+        return otherwise

@@ -57,6 +57,8 @@ class Config(config.Base):
     """Requests under way to a host at the same time."""
     delay_s: Annotated[float, Field(ge=0)]
     """Pause between two requests to a host, in seconds; a served folder is read without it."""
+    retry_s: Annotated[float, Field(ge=0)]
+    """Pause before an address that failed is asked again, in seconds; before a third try twice."""
     timeout_s: Annotated[float, Field(gt=0)]
     """Longest wait for one page, in seconds; a page is tried three times."""
     user_agent: Annotated[str, Field(min_length=1)]

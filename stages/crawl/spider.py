@@ -54,6 +54,7 @@ class Order:
     max_alike: int
     concurrent_requests: int
     delay_s: float
+    retry_s: float
     timeout_s: float
     user_agent: str
     obey_robots: bool
@@ -95,6 +96,7 @@ class SiteSpider(Spider):
                 obey_robots=order.obey_robots,
                 concurrent_requests=order.concurrent_requests,
                 delay_s=order.delay_s,
+                retry_s=order.retry_s,
                 full_fetch_days=order.full_fetch_days,
             )
             walk = Walk(

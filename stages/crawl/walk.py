@@ -176,9 +176,13 @@ class Walk:
             self._tell(answered, len(self._seen) - self._num_lists)
 
     def _placed(self, answer: Answer) -> Answer:
-        """A redirect with the address that it leads to in the crawl's spelling, or out of it."""
+        """A redirect with the address that it leads to in the crawl's spelling, or out of it.
+
+        What another site fails to give says nothing against ours.
+        """
         if answer.reason != "redirect":
-            return answer
+            other = answer.reason and self._site.resolve(answer.url, answer.url) is None
+            return replace(answer, reason="external", detail=answer.reason) if other else answer
         target = self._resolve(answer.detail, answer.url)
         if answer.role == "list":
             target = self._site.resolve_on_host(answer.detail, answer.url)

@@ -216,6 +216,8 @@ def explain(source: Web, answered: Answered) -> str:
             return f"leads to {site.publish(answered.detail) or 'a page outside of the source'}"
         case "not_html":
             return answered.detail
+        case "external":
+            return f"{answered.detail}, linked from {site.publish(answered.referrer)}"
         case _:
             return f"linked from {site.publish(answered.referrer)}" if answered.referrer else ""
 
