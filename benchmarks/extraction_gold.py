@@ -133,7 +133,7 @@ class _Known(Directive):
         text = "\n".join(self.content)
         if name in ("doctest", "testcode"):
             language = ""
-        if "{sql}" not in text:
+        if "{sql}" not in text and "{stop}" not in text:
             gold.codes.append(_code(text, language.strip()))
         return []
 
@@ -153,7 +153,7 @@ def _role(
 ) -> tuple[list[nodes.Node], list[nodes.system_message]]:
     named = re.fullmatch(r"(.*?)\s*<[^<>]*>", text, re.S)
     shown = named.group(1) if named else text.removeprefix("!")
-    if not named and text.startswith(("~", ".", "_")):
+    if not named and re.match(r"[~.]|_(?!_)", text):
         shown = text[1:].rpartition(".")[2]
     if name in ("ref", "doc") and not named:
         shown = ""  # the title of a page elsewhere
@@ -215,7 +215,7 @@ def read_rst(text: str) -> Gold:
             gold.titles.append(Title(level, title, frozenset(map(dense, ids)) - {""}))
     for block in document.findall(nodes.literal_block):
         # A block that the reader could not read is shown as it was written, below a message.
-        if not isinstance(block.parent, nodes.system_message) and "{sql}" not in block.astext():
+        if not isinstance(block.parent, nodes.system_message) and "{s" not in block.astext():
             gold.codes.append(_code(block.astext(), ""))
     for block in document.findall(nodes.doctest_block):
         gold.codes.append(_code(block.astext(), ""))

@@ -8,26 +8,16 @@ from html_to_markdown import ConversionOptions, PreprocessingOptions, convert
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from stages.core.records import Heading
+from stages.crawl.extract import body
+from stages.crawl.extract.body import HEADINGS
 from stages.crawl.page import Page
 from stages.crawl.site import Site, base_of
 
-# From the surest sign of the main text to the vaguest; the first with any text is taken.
-MAIN = (
-    "[itemprop=articleBody]",
-    "article[role=main]",
-    "div.body[role=main]",
-    "[role=main]",
-    "main",
-    "article",
-    "div.body",
-    "div.documentwrapper",
-    "#content",
-    "#main-content",
-    "#main",
-)
 JUNK = (
     "script, style, noscript, template, iframe, object, svg, canvas, dialog, nav, button, "
-    "input, select, textarea, footer, .headerlink, .anchorjs-link, .toctree-wrapper, "
+    "input, select, textarea, footer, .headerlink, .anchorjs-link, .toctree-wrapper, #toc, .toc, #footer, "
+    "#comments, #respond, .comments-area, .sharedaddy, .jp-relatedposts, .post-navigation, "
+    ".entry-meta, .entry-footer, "
     ".contents.local, .contents.topic, .related, .related-pages, .sphinxsidebar, "
     ".breadcrumb, .breadcrumbs, .rst-breadcrumbs-buttons, .viewcode-link, .viewcode-back, "
     ".copybtn, .linenos, .lineno, .gutter, .mw-editsection, .navbox, .sr-only, "
@@ -41,7 +31,6 @@ UNLINKED = (
     ".footnote-reference, .citation-reference, .fn-backref, [role=doc-noteref], "
     "[role=doc-backlink], h1 a, h2 a, h3 a, h4 a, h5 a, h6 a"
 )
-HEADINGS = "h1, h2, h3, h4, h5, h6"
 
 _LANGUAGE = re.compile(r"(?:^|\s)(?:highlight-source-|highlight-|language-|lang-)([\w+#.-]+)")
 _NO_LANGUAGE = {"default", "none", "text", "plaintext", "plain", "txt", "notranslate"}
@@ -73,7 +62,7 @@ def extract(html: str, url: str, site: Site) -> Page:
     public = site.publish(url) or url
     base = base_of(tree, url)
     name = _plain(tree.css_first("title"))
-    main = _main(tree) or _body(html, tree)
+    main = body.find(html, tree)
     if main is None:
         return Page(public, name, "", (), canonical)
     titles = _mark_headings(main)
@@ -82,57 +71,6 @@ def extract(html: str, url: str, site: Site) -> Page:
     text, headings = _convert(main, titles)
     top = next((heading.title for heading in headings if heading.level == 1), "")
     return Page(public, top or name, text, headings, canonical)
-
-
-# --- the main text -----------------------------------------------------------------------------
-
-
-def _main(tree: LexborHTMLParser) -> LexborNode | None:
-    """The element that holds the main text, or None where the page does not say."""
-    for selector in MAIN:
-        nodes = [node for node in tree.css(selector) if _plain(node)]
-        if selector == "article" and len(nodes) > 1:
-            continue  # a list of teasers
-        if nodes:
-            return max(nodes, key=lambda node: len(node.text()))
-    return None
-
-
-def _body(html: str, tree: LexborHTMLParser) -> LexborNode | None:
-    """The main text of a page that does not mark it: the innermost element around what
-    trafilatura finds, since its own output loses code, a third of the headings and all ids.
-    """
-    import trafilatura  # a second to import, and most sites never need it
-
-    if tree.body is None:
-        return None
-    node = tree.body
-    body = _dense(node.text())
-    found = trafilatura.extract(html, include_comments=False, include_tables=False) or ""
-    lines = {_dense(line.removeprefix("- ")) for line in found.splitlines()}
-    lines = {line for line in lines if len(line) >= 20 and line in body}
-    enough = 0.9 * sum(map(len, lines))
-    while lines:
-        for child in node.iter():
-            text = _dense(child.text())
-            if sum(len(line) for line in lines if line in text) >= enough:
-                node = child
-                break
-        else:
-            break
-    for child in list(node.iter()):
-        text = _dense(child.text())
-        boxed = child.tag in ("div", "section", "header", "aside", "form", "table", "ul")
-        if boxed and lines and not any(line in text for line in lines):
-            if not child.css_first(f"{HEADINGS}, pre, td, dl"):
-                child.decompose()
-        elif child.tag == "header" and not lines:
-            child.decompose()
-    return node
-
-
-def _dense(text: str) -> str:
-    return "".join(text.split())
 
 
 # --- headings ----------------------------------------------------------------------------------
