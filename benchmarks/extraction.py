@@ -24,6 +24,7 @@ Time is CPU time of one process; all extractors take the same pages in turns, pa
 import argparse
 import gzip
 import importlib.util
+import itertools
 import json
 import re
 import statistics
@@ -129,26 +130,27 @@ def extractors(of_manuals: bool) -> dict[str, Extractor]:
 
 
 def measure(
-    pages: Sequence[tuple[str, str]], run: Mapping[str, Extractor], rounds: int
+    pages: Sequence[tuple[str, str]], run: Mapping[str, Extractor], rounds: int, timed: int
 ) -> tuple[dict[str, list[Page]], dict[str, list[float]]]:
-    """What each extractor gives for the pages (HTML, address), and its CPU seconds by round."""
-    parts = [list(range(start, min(start + 10, len(pages)))) for start in range(0, len(pages), 10)]
+    """What each extractor gives for the pages (HTML, address), and by round its CPU milliseconds
+    a page, of so many of them.
+    """
     for name in run:  # imports and tables are no part of a page's cost
         run[name](*pages[0])
-    outputs: dict[str, list[Page]] = {name: [] for name in run}
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-    for number in range(rounds):
+    outputs = {name: [call(*page) for page in pages] for name, call in run.items()}
+    chosen = pages[:: max(1, len(pages) // timed)]
+    parts = [chosen[start : start + 10] for start in range(0, len(chosen), 10)]
+    costs: dict[str, list[float]] = {name: [] for name in run}
+    for _ in range(rounds):
         spent = dict.fromkeys(run, 0.0)
-        for part in parts:
-            for name, call in run.items():
-                began = time.process_time()
-                made = [call(*pages[place]) for place in part]
-                spent[name] += time.process_time() - began
-                if number == 0:
-                    outputs[name] += made
-        for name, total in spent.items():
-            seconds[name].append(total)
-    return outputs, seconds
+        for part, (name, call) in itertools.product(parts, run.items()):
+            began = time.process_time()
+            for page in part:
+                call(*page)
+            spent[name] += time.process_time() - began
+        for name, seconds in spent.items():
+            costs[name].append(1000 * seconds / len(chosen))
+    return outputs, costs
 
 
 # --- articles ----------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ def articles(folder: Path, quick: bool) -> list[tuple[str, float, float]]:
         with gzip.open(folder / "html" / f"{key}.html.gz", "rt", encoding="utf-8") as file:
             pages.append((file.read(), truth[key].get("url") or f"https://example.org/{key}"))
     run = extractors(of_manuals=False)
-    outputs, seconds = measure(pages, run, 1)
+    outputs, costs = measure(pages, run, 1, 50)
     print(f"\n{len(pages)} articles")
     print(f"{'':<24}{'F1':>8}{'precision':>11}{'recall':>9}{'ms':>8}")
     scores = {}
@@ -171,7 +173,7 @@ def articles(folder: Path, quick: bool) -> list[tuple[str, float, float]]:
         texts = [bare(untitled(page.text, html)) for page, (html, _) in found]
         bodies = [truth[key].get("articleBody", "") for key in keys]
         scores[name] = score(list(zip(bodies, texts, strict=True)))
-        per_page = 1000 * statistics.median(seconds[name]) / len(pages)
+        per_page = statistics.median(costs[name])
         f1, precision, recall = scores[name]
         print(f"{name:<24}{f1:>8.4f}{precision:>11.4f}{recall:>9.4f}{per_page:>8.1f}")
     return [("article_f1", scores[OURS][0], 0.96)]
@@ -266,10 +268,10 @@ def manual(
         for path, _ in written
     ]
     run = extractors(of_manuals=True)
-    outputs, seconds = measure(pages, run, 1 if quick else 3)
+    outputs, costs = measure(pages, run, 1 if quick else 5, 50)
     for name in run:
-        spent.setdefault(name, [0.0] * len(seconds[name]))
-        spent[name] = [sum(two) for two in zip(spent[name], seconds[name], strict=True)]
+        spent.setdefault(name, [0.0] * len(costs[name]))
+        spent[name] = [sum(two) for two in zip(spent[name], costs[name], strict=True)]
     held_out = ", held out" if source.name == HELD_OUT else ""
     print(f"\n{source.name}: {len(pages)} pages ({source.generator}{held_out})")
     columns = ("headings", "code", "fenced", "languages", "signatures", "anchors", "prose")
@@ -280,7 +282,7 @@ def manual(
         missed: dict[str, list[str]] = {}
         for (path, text), gold, page in zip(written, golds, outputs[name], strict=True):
             judge(page, gold, text, frame, found, missed, path.name)
-        per_page = 1000 * statistics.median(seconds[name]) / len(pages)
+        per_page = statistics.median(costs[name])
         shares = "".join(f"{found.share(column):>11.4f}" for column in columns)
         print(f"{name:<22}{shares}{found.counts['leaks']:>7}{per_page:>8.1f}")
         if name == OURS:
@@ -339,7 +341,9 @@ def judge(
         places.setdefault(re.sub(r"^(?:[ \t]|>(?= |$))*", "", line), []).append(number)
     for code in gold.codes:
         forms = [
-            [line.rstrip() for line in form.splitlines()] for form in (code.text, code.shown) if form
+            [line.rstrip() for line in form.splitlines()]
+            for form in (code.text, code.shown)
+            if form
         ]
         if not forms:
             continue
@@ -374,9 +378,7 @@ def _heading_lines(
 ) -> list[tuple[int, str]]:
     hidden: set[int] = set()
     for fence in fenced:
-        hidden |= set(
-            range(text.count("\n", 0, fence.start), text.count("\n", 0, fence.end) + 1)
-        )
+        hidden |= set(range(text.count("\n", 0, fence.start), text.count("\n", 0, fence.end) + 1))
     found = []
     for number, line in enumerate(lines):
         opening = re.match(r"(?:[\s>*+-]|\d+[.)])*(#{1,6}) (.*)", line)
@@ -429,7 +431,12 @@ def _same_language(named: str, found: str) -> bool:
 
 
 def _flat(text: str) -> str:
-    return re.sub(r"[\s`*\\]|\((?:https?://[^)]*)\)|[\[\]]", "", text).replace("’", "'").replace('"', "'").casefold()
+    return (
+        re.sub(r"[\s`*\\]|\((?:https?://[^)]*)\)|[\[\]]", "", text)
+        .replace("’", "'")
+        .replace('"', "'")
+        .casefold()
+    )
 
 
 if __name__ == "__main__":

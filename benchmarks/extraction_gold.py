@@ -67,12 +67,16 @@ def dense(text: str) -> str:
 
 # --- reStructuredText --------------------------------------------------------------------------
 
-SIGNED = (
-    "function method class data attribute exception decorator classmethod staticmethod "
-    "coroutinemethod coroutinefunction abstractmethod decoratormethod awaitablefunction "
-    "awaitablemethod c:function c:member c:type c:var c:macro cmdoption option opcode envvar "
-    "py:function py:attribute py:method py:class describe object pdbcommand 2to3fixer property"
-).split()
+SIGNED = re.findall(
+    r"\S+",
+    """
+    function method class data attribute exception decorator classmethod staticmethod
+    coroutinemethod coroutinefunction abstractmethod decoratormethod awaitablefunction
+    awaitablemethod c:function c:member c:type c:var c:macro cmdoption option opcode
+    envvar py:function py:attribute py:method py:class describe object pdbcommand
+    2to3fixer property
+    """,
+)
 AUTOMATIC = ("autoclass", "autofunction")
 CODE = {"code-block", "sourcecode", "code", "doctest", "testcode", "ipython", "prompt"}
 SILENT = {"index", "toctree", "contents", "raw", "include", "literalinclude", "testsetup", "image"}
@@ -118,7 +122,7 @@ class _Known(Directive):
             body = self._body()
             around.pop()
             return body
-        elif name in AUTOMATIC:
+        if name in AUTOMATIC:
             gold.signatures.append(argument.strip().removeprefix(".").rpartition(".")[2])
         return self._body()
 
@@ -149,7 +153,13 @@ def _doctest(text: str) -> str:
 
 
 def _role(
-    name: str, raw: str, text: str, lineno: int, inliner: Any, options: Any = None, content: Any = ()
+    name: str,
+    raw: str,
+    text: str,
+    lineno: int,
+    inliner: Any,
+    options: Any = None,
+    content: Any = (),
 ) -> tuple[list[nodes.Node], list[nodes.system_message]]:
     named = re.fullmatch(r"(.*?)\s*<[^<>]*>", text, re.S)
     shown = named.group(1) if named else text.removeprefix("!")
@@ -310,9 +320,7 @@ def _is_underlined(line: str, below: str) -> bool:
     )
 
 
-def _title(
-    gold: Gold, text: str, level: int, identity: str, manual: bool, hidden: int
-) -> None:
+def _title(gold: Gold, text: str, level: int, identity: str, manual: bool, hidden: int) -> None:
     if hidden or "{" in text:
         return
     marked = bool(re.search(r"[`\[\]<]|://|@", text))
@@ -403,9 +411,25 @@ SOURCES = (
         "Sphinx",
         _python,
         read_rst,
-        ("Previous topic", "Next topic", "This Page", "Report a Bug", "Show Source", "Quick search")
-        + ("Navigation", "Theme", "previous", "next", "modules", "index", "Created using Sphinx")
-        + ("Python »", "3.11.2 Documentation »", "Found a bug?", "Table of Contents"),
+        (
+            "Previous topic",
+            "Next topic",
+            "This Page",
+            "Report a Bug",
+            "Show Source",
+            "Quick search",
+            "Navigation",
+            "Theme",
+            "previous",
+            "next",
+            "modules",
+            "index",
+            "Created using Sphinx",
+            "Python »",
+            "3.11.2 Documentation »",
+            "Found a bug?",
+            "Table of Contents",
+        ),
     ),
     Source(
         "python-sqlalchemy-doc",
@@ -414,8 +438,18 @@ SOURCES = (
         "Sphinx, a theme without a known frame",
         _sqlalchemy,
         read_rst,
-        ("SQLAlchemy 1.4 Documentation", "Home", "Search terms:", "Previous:", "Next:", "Copyright")
-        + ("Release: 1.4.46", "Release Date: January 3, 2023", "Quick search", "Created using Sphinx"),
+        (
+            "SQLAlchemy 1.4 Documentation",
+            "Home",
+            "Search terms:",
+            "Previous:",
+            "Next:",
+            "Copyright",
+            "Release: 1.4.46",
+            "Release Date: January 3, 2023",
+            "Quick search",
+            "Created using Sphinx",
+        ),
     ),
     Source(
         "git-doc",
@@ -433,9 +467,21 @@ SOURCES = (
         "Markdown, Node.js's own",
         _node,
         read_markdown,
-        ("Node.js", "Table of contents", "Index", "View on single page", "View as JSON", "Options")
-        + ("Edit on GitHub", "About this documentation", "Usage and example", "Other versions")
-        + ("Code repository and issue tracker", "View another version", "Skip to content"),
+        (
+            "Node.js",
+            "Table of contents",
+            "Index",
+            "View on single page",
+            "View as JSON",
+            "Options",
+            "Edit on GitHub",
+            "About this documentation",
+            "Usage and example",
+            "Other versions",
+            "Code repository and issue tracker",
+            "View another version",
+            "Skip to content",
+        ),
     ),
 )
 HELD_OUT = "nodejs-doc"

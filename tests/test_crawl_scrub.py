@@ -3,14 +3,19 @@
 import re
 import typing
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages import crawl, llm, split, synthesize
+from stages.answer import embedding
+from stages.core import config
 from stages.core.records import Heading
 from stages.crawl.page import Page
-from stages.crawl.scrub import Kind, Scrub, clean, find, scrub
+from stages.crawl.scrub import clean, find, scrub
+from stages.crawl.settings import Kind, Scrub
 
 KINDS: list[Kind] = list(typing.get_args(Kind))
 ALL = Scrub(kinds=KINDS, allow=[])
@@ -66,7 +71,11 @@ PLANTED: list[tuple[str, str, str]] = [
     ("api_key", "github_pat_" + "11ABCDEFG0kq93mZxV71Lr_4Jx9QmWv7TzLr2NbYcP5sD", "`{}`"),
     ("api_key", "glpat-" + "Zx9Lk3Qw7Rt5Yp2Mn8Vb", "{}"),
     ("api_key", "xoxb-" + "218734981234-9182736450-kJx9QmWv7TzLr2NbYcP5sDfG", "slack: {}"),
-    ("api_key", "https://hooks.slack.com/services/" + "T02K8J4QZ/B05M7N3RX/k9QmWv7TzLr2NbYcP5sD", "{}"),
+    (
+        "api_key",
+        "https://hooks.slack.com/services/" + "T02K8J4QZ/B05M7N3RX/k9QmWv7TzLr2NbYcP5sD",
+        "{}",
+    ),
     ("api_key", "AIza" + "SyB9kQ3mZ7xW1vLr4NcP5sDfGh8aKe2uXoT", "key={}"),
     ("api_key", "sk_live_" + "51Hx9QmWv7TzLr2NbYcP5sD", "stripe {}"),
     ("api_key", "rk_live_" + "51Hx9QmWv7TzLr2NbYcP5sD", "stripe {}"),
@@ -76,7 +85,11 @@ PLANTED: list[tuple[str, str, str]] = [
     ("api_key", "hf_" + "kQmWvTzLrNbYcPsDfGhaKeuXoVJxqW9wZt", "login {}"),
     ("api_key", "npm_" + "k3Jx9QmWv7TzLr2NbYcP5sDfGh8aKe4uX1oV", "{}"),
     ("api_key", "SG." + "k3Jx9QmWv7TzLr2NbYcP5s.DfGh8aKe4uX1oVk3Jx9QmWv7TzLr2NbYcP5sDfGh8aK", "{}"),
-    ("jwt", "eyJhbGciOiJIUzI1NiJ9." + "eyJ1aWQiOjQyLCJyb2xlIjoiYWRtaW4ifQ.k9QmWv7TzLr2NbYcP5sDfGh8aKe", "{}"),
+    (
+        "jwt",
+        "eyJhbGciOiJIUzI1NiJ9." + "eyJ1aWQiOjQyLCJyb2xlIjoiYWRtaW4ifQ.k9QmWv7TzLr2NbYcP5sDfGh8aKe",
+        "{}",
+    ),
     ("private_key", PEM, "```\n{}\n```"),
     ("private_key", PEM.replace("RSA ", ""), "key:\n\n{}\n"),
     ("private_key", PEM.replace("RSA ", "OPENSSH "), "{}"),
@@ -113,7 +126,8 @@ KEPT = [
     "https://user:password@example.com/", "http://127.0.0.1:5000/a@b",
     "-----BEGIN RSA PRIVATE KEY-----\n...\n-----END RSA PRIVATE KEY-----",
     "-----BEGIN CERTIFICATE-----\nMIIC4jCCAkugAwIBAgIJAK\n-----END CERTIFICATE-----",
-    "Authorization: Bearer <token>", "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "Authorization: Bearer <token>",
+    "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     "commit 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b", "uuid 123e4567-e89b-12d3-a456-426614174000",
 ]  # fmt: skip
 
@@ -176,7 +190,23 @@ PIECES = st.sampled_from(
     [around.format(planted) for _, planted, around in PLANTED]
     + [planted for _, planted, _ in PLANTED]
     + KEPT
-    + ["# Titel ü", "\n", "\n\n", " ", "4", "5", "-", "@", ".", "a", "<email>", "1 ", "+", "://", "="]
+    + [
+        "# Titel ü",
+        "\n",
+        "\n\n",
+        " ",
+        "4",
+        "5",
+        "-",
+        "@",
+        ".",
+        "a",
+        "<email>",
+        "1 ",
+        "+",
+        "://",
+        "=",
+    ]
 )
 
 
@@ -206,3 +236,90 @@ def test_a_scrubbed_text_never_matches_again(pieces: list[str]) -> None:
 @given(st.lists(PIECES | st.text(max_size=8), max_size=16))
 def test_ten_thousand_scrubbed_texts_never_match_again(pieces: list[str]) -> None:
     check_scrubbed(pieces)
+
+
+# --- through the stages ------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAKING = [
+    ("email", "anna.schmidt@firma-berlin.de"),
+    ("phone", "+49 30 901820 44"),
+    ("api_key", "AKIA" + "Z7Q4M2NV6TK9R3WB"),
+    ("secret", "Zk8sPq2vLw9xR4tY7uB1"),
+    ("iban", "DE75512108001245126199"),
+]
+
+
+def leaks_of_a_run(folder: Path, **scrubbing: list[str]) -> tuple[dict[str, list[str]], Counter]:
+    """Crawl pages with secrets, split them, write examples; the files that hold each secret."""
+    site = folder / "site"
+    site.mkdir()
+    links = "".join(f'<a href="p{n}.html">Page {n}</a> ' for n in range(6))
+    (site / "index.html").write_text(f"<title>Start</title><main><h1>Start</h1>{links}</main>")
+    for n in range(6):
+        mail, phone, key, password, iban = (planted for _, planted in LEAKING)
+        (site / f"p{n}.html").write_text(
+            f"<title>Page {n}</title><main><h1 id=top>Page {n} by {mail}</h1>"
+            f"<p>The owner of service {n} is reached at {mail} or {phone} on day {n}.</p>"
+            f"<h2 id=set>How to set up service {n}</h2>"
+            f"<p>To set up service {n}, run this:</p><pre><code>export AWS_KEY={key}\n"
+            f'password = "{password}"\nstart --service {n}</code></pre>'
+            f"<p>The fee of service {n} goes to {iban} within {n + 3} days.</p></main>"
+        )
+    params = config.read(ROOT / "params.yaml")
+    params["source"] |= {"serve_dir": str(site), "public_url": "https://a.example/"}
+    params["crawl"] |= {"scrub": params["crawl"]["scrub"] | scrubbing, "min_chars": 20}
+    params["synthesize"]["max_leak_rate"] = 1.0  # the pages are alike
+    data = folder / "data"
+    load = config.load
+    crawl.run(
+        load(params, "crawl", crawl.Config),
+        load(params, "source", crawl.Source),
+        folder / "snapshot.json",
+        data / "crawl",
+    )
+    documents = data / "crawl/documents.jsonl"
+    (data / "split").mkdir()
+    split.run(
+        load(params, "split", split.Config), load(params, "model", split.Model), documents,
+        data / "split",
+    )  # fmt: skip
+    for name in ("review", "testset"):
+        (folder / f"{name}.jsonl").touch()
+    (data / "synthesize").mkdir()
+    synthesize.run(
+        load(params, "synthesize", synthesize.Config), llm.Outline(kind="outline"),
+        embedding.NoEmbedder(kind="none"), documents, data / "split/training.jsonl",
+        data / "split/retrieval.jsonl", folder / "review.jsonl", folder / "testset.jsonl",
+        data / "synthesize",
+    )  # fmt: skip
+    written = {file.name: file.read_text() for file in data.rglob("*") if file.is_file()}
+    assert "train.jsonl" in written and "retrieval.jsonl" in written
+    found = {
+        kind: sorted(name for name, text in written.items() if planted in text)
+        for kind, planted in LEAKING
+    }
+    counted = Counter(re.findall(r'"reason":\s*"(\w+)"', written["scrubbed.jsonl"]))
+    return found, counted
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path
+
+
+def test_no_file_below_data_holds_a_secret_of_a_crawled_page(folder: Path) -> None:
+    found, counted = leaks_of_a_run(folder)
+    assert found == {kind: [] for kind, _ in LEAKING}
+    assert counted == Counter(dict.fromkeys((kind for kind, _ in LEAKING), 6))
+
+
+def test_the_test_above_sees_a_scrubber_that_is_off(folder: Path) -> None:
+    found, counted = leaks_of_a_run(folder, kinds=["iban"])
+    assert found.pop("iban") == []
+    assert counted == Counter(iban=6)
+    for kind, files in found.items():
+        assert {"documents.jsonl", "retrieval.jsonl"} <= set(files), kind
+    assert any("train.jsonl" in files for files in found.values())

@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Reject, identify
-from stages.crawl import fetching, parsed, workers
+from stages.crawl import fetching, filters, parsed, workers
 from stages.crawl import snapshot as snapshots
 from stages.crawl import source as sources
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Body, Pages
+from stages.crawl.scrub import scrub
 from stages.crawl.settings import Config
 from stages.crawl.snapshot import Held
 from stages.crawl.source import Single, Source
@@ -28,7 +29,16 @@ __all__ = ["Config", "Source", "run"]
 
 
 NO_FAULT = {
-    *("duplicate", "not_html", "outside", "redirect", "robots", "excluded"),
+    *(
+        "duplicate",
+        "near_duplicate",
+        "wrong_language",
+        "not_html",
+        "outside",
+        "redirect",
+        "robots",
+        "excluded",
+    ),
     *("empty", "link", "not_text", "subtitles"),
 }
 """Reasons to leave an address out that say nothing against the crawl."""
@@ -40,9 +50,10 @@ def run(cfg: Config, source: Source, snapshot: Path, out: Path) -> dict[str, flo
     held = {}
     documents: list[Document] = []
     rejects: dict[str, list[Reject]] = {}
+    scrubbed: dict[str, Counter[str]] = {}
     for part in parts:
         with _held(cfg, part, snapshot) as (held[part.name], pages):
-            found, rejects[part.name] = _read(cfg, part, held[part.name], pages)
+            found, rejects[part.name] = _read(cfg, part, held[part.name], pages, scrubbed)
         documents += found
     documents.sort(key=lambda document: (document.url, document.source))
     together = sorted(
@@ -50,6 +61,7 @@ def run(cfg: Config, source: Source, snapshot: Path, out: Path) -> dict[str, flo
     )
     store.write(out / "documents.jsonl", documents)
     store.write(out / "rejects.jsonl", together)
+    store.write(out / "scrubbed.jsonl", _scrubbed(documents, scrubbed))
     counts = Counter(document.source for document in documents)
     for part in parts:
         _check_whole(cfg, part, counts[part.name], rejects[part.name], out)
@@ -59,6 +71,7 @@ def run(cfg: Config, source: Source, snapshot: Path, out: Path) -> dict[str, flo
         "num_not_fetched": sum(sum(one.not_fetched.values()) for one in held.values()),
         "num_chars": sum(len(document.text) for document in documents),
         "num_headings": sum(len(document.headings) for document in documents),
+        **_num_scrubbed(cfg, documents, scrubbed),
     }
 
 
@@ -78,9 +91,9 @@ def _held(cfg: Config, part: Single, path: Path) -> Iterator[tuple[Held, Pages]]
 
 
 def _read(
-    cfg: Config, part: Single, held: Held, bodies: Pages
+    cfg: Config, part: Single, held: Held, bodies: Pages, scrubbed: dict[str, Counter[str]]
 ) -> tuple[list[Document], list[Reject]]:
-    """The documents and rejects of one source."""
+    """The documents and rejects of one source; what was replaced in its documents, by their id."""
     pages: dict[str, Page] = {}
     failures = {sources.publish(part, url): why for url, why in held.left_out.items()}
     outcomes = _outcomes(cfg, part, held, bodies)
@@ -90,12 +103,13 @@ def _read(
         else:
             pages |= {page.url: page for page in found}
     num_pages = len(pages) + len(failures)
+    counts = {}
     for url, page in pages.items():
-        if len(page.text) < cfg.min_chars:
-            failures[url] = "too_short", f"{len(page.text)} characters"
-    pages = {url: page for url, page in pages.items() if url not in failures}
-    for url, kept in duplicates(pages).items():
-        failures[url] = "duplicate", f"of {kept}"
+        pages[url], counts[url] = scrub(page, cfg.scrub)
+    pages, flaws = _sifted(cfg, part, pages)
+    failures |= flaws
+    for url, page in pages.items():
+        scrubbed[_id(part, page)] = counts[url]
     documents = [
         _document(part, page) for url, page in sorted(pages.items()) if url not in failures
     ]
@@ -138,6 +152,44 @@ def _outcomes(cfg: Config, part: Single, held: Held, bodies: Pages) -> Iterator[
                 yield address, outcome
 
 
+def _sifted(
+    cfg: Config, part: Single, pages: dict[str, Page]
+) -> tuple[dict[str, Page], dict[str, tuple[str, str]]]:
+    """The pages worth keeping, and the reason and detail of every other one."""
+    of_site = isinstance(part, Web)
+    if of_site:
+        pages = filters.titled(pages)
+        if cfg.boilerplate_share is not None:
+            pages = filters.without_boilerplate(pages, cfg.boilerplate_share)
+    flaws = {url: filters.flaw(page, cfg, of_site) for url, page in pages.items()}
+    failures = {url: flaw for url, flaw in flaws.items() if flaw is not None}
+    pages = {url: page for url, page in pages.items() if url not in failures}
+    same = {url: ("duplicate", f"of {kept}") for url, kept in duplicates(pages).items()}
+    pages = {url: page for url, page in pages.items() if url not in same}
+    if cfg.near_duplicate is not None:
+        near = filters.near_duplicates(pages, cfg.near_duplicate)
+        same |= {url: ("near_duplicate", f"of {kept}") for url, kept in near.items()}
+    return {url: page for url, page in pages.items() if url not in same}, failures | same
+
+
+def _scrubbed(documents: list[Document], counts: dict[str, Counter[str]]) -> list[Reject]:
+    """What was replaced in each document, by kind; never the thing itself."""
+    return [
+        Reject(id=document.id, reason=kind, detail=f"{document.url}: {number}")
+        for document in documents
+        for kind, number in sorted(counts[document.id].items())
+    ]
+
+
+def _num_scrubbed(
+    cfg: Config, documents: list[Document], counts: dict[str, Counter[str]]
+) -> dict[str, float]:
+    total = Counter[str]()
+    for document in documents:
+        total += counts[document.id]
+    return {f"num_scrubbed_{kind}": total[kind] for kind in sorted(cfg.scrub.kinds)}
+
+
 def _body(bodies: Pages, address: str, digest: str) -> Body:
     body = bodies.body(digest)
     if body is None:
@@ -147,9 +199,13 @@ def _body(bodies: Pages, address: str, digest: str) -> Body:
     return body
 
 
+def _id(part: Single, page: Page) -> str:
+    return identify(part.name, page.key or page.url)
+
+
 def _document(part: Single, page: Page) -> Document:
     return Document(
-        id=identify(part.name, page.key or page.url),
+        id=_id(part, page),
         url=page.url,
         title=page.title or urlsplit(page.url).path.strip("/").rpartition("/")[2] or page.url,
         text=page.text,

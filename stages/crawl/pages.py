@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 import zstandard
-from w3lib.encoding import html_to_unicode
+
+from stages.crawl import encoding
 
 RESUME_WITHIN_S = 24 * 3600
 """Age up to which a killed crawl is gone on with; the answers of an older one are asked anew."""
@@ -79,16 +80,8 @@ class Body:
     data: bytes
 
     def text(self) -> str:
-        """The text, in the encoding that browsers would take."""
-        return html_to_unicode(self.media_type, self.data, auto_detect_fun=_detect)[1]
-
-
-def _detect(data: bytes) -> str:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return "cp1252"  # as in browsers
-    return "utf-8"
+        """The text, in the encoding that it is in."""
+        return encoding.decode(self.media_type, self.data)
 
 
 @dataclass(frozen=True)

@@ -11,36 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from stages.core import config
 from stages.core.records import Heading
 from stages.crawl.page import Page
-from stages.crawl.settings import Pattern
-
-Kind = Literal[
-    "email",
-    "phone",
-    "credit_card",
-    "iban",
-    "ssn",
-    "ip_address",
-    "api_key",
-    "jwt",
-    "private_key",
-    "url_credentials",
-    "secret",
-]
-
-
-class Scrub(config.Base):
-    kinds: list[Kind]
-    """What is replaced in every document: `email`, `phone`, `credit_card`, `iban`, `ssn` (of the
-    USA), `ip_address` (public ones), `api_key` (of AWS, GitHub, GitLab, Slack, Google, Stripe,
-    OpenAI, Anthropic, Hugging Face, npm, PyPI, SendGrid), `jwt`, `private_key`, `url_credentials`,
-    `secret` (a random value that is given to a password or a key). Empty: nothing."""
-    allow: list[Pattern]
-    """Regular expressions: what one of them finds itself in is kept, such as `@acme\\.com$`."""
+from stages.crawl.settings import Kind, Scrub
 
 
 @dataclass(frozen=True)
@@ -57,8 +31,10 @@ class Rule:
 def scrub(page: Page, cfg: Scrub) -> tuple[Page, Counter[str]]:
     """The page with placeholders in its text and titles, and how many of each kind."""
     text, moves, counts = _replaced(page.text, cfg)
+    title, _, in_title = _replaced(page.title, cfg)
+    counts = counts or in_title  # else the title stands in the text too
     if not counts:
-        return replace(page, title=clean(page.title, cfg)), counts
+        return page, counts
     headings = tuple(
         Heading(
             start=heading.start + sum(delta for place, delta in moves if place < heading.start),
@@ -68,7 +44,7 @@ def scrub(page: Page, cfg: Scrub) -> tuple[Page, Counter[str]]:
         )
         for heading in page.headings
     )
-    return replace(page, text=text, headings=headings, title=clean(page.title, cfg)), counts
+    return replace(page, text=text, headings=headings, title=title), counts
 
 
 def clean(text: str, cfg: Scrub) -> str:
@@ -140,15 +116,25 @@ _STOCK_WORDS = re.compile(
     re.IGNORECASE,
 )
 _STOCK_CARDS = frozenset(
-    "4111111111111111 4242424242424242 4012888888881881 4222222222222 5555555555554444 "
-    "5105105105105100 2223003122003222 378282246310005 371449635398431 378734493671000 "
-    "6011111111111117 6011000990139424 30569309025904 38520000023237 3530111333300000 "
-    "3566002020360505 4000056655665556 5200828282828210".split()
+    re.findall(
+        r"\d+",
+        """
+        4111111111111111 4242424242424242 4012888888881881 4222222222222 5555555555554444
+        5105105105105100 2223003122003222 378282246310005 371449635398431 378734493671000
+        6011111111111117 6011000990139424 30569309025904 38520000023237 3530111333300000
+        3566002020360505 4000056655665556 5200828282828210
+        """,
+    )
 )
 _STOCK_IBANS = frozenset(
-    "GB82WEST12345698765432 GB29NWBK60161331926819 DE89370400440532013000 "
-    "FR1420041010050500013M02606 NL91ABNA0417164300 BE68539007547034 "
-    "CH9300762011623852957 ES9121000418450200051332".split()
+    re.findall(
+        r"\w+",
+        """
+        GB82WEST12345698765432 GB29NWBK60161331926819 DE89370400440532013000
+        FR1420041010050500013M02606 NL91ABNA0417164300 BE68539007547034
+        CH9300762011623852957 ES9121000418450200051332
+        """,
+    )
 )
 _STOCK_SSNS = frozenset(("078-05-1120", "219-09-9999", "123-45-6789", "457-55-5462"))
 _STOCK_SIGNATURE = "SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c"  # of the token that jwt.io shows
@@ -166,15 +152,24 @@ def _is_email(found: str) -> bool:
 
 # Accounts of servers, as in git@github.com:owner/name, and words for what stands there.
 _NO_ONE = frozenset(
-    "git hg svn cvs anonymous anoncvs user username name you yourname your.name someone somebody "
-    "me pass password email joe.user".split()
+    re.findall(
+        r"\S+",
+        """
+        git hg svn cvs anonymous anoncvs user username name you yourname your.name someone
+        somebody me pass password email joe.user
+        """,
+    )
 )
 _FILES = (".py", ".js", ".so", ".md", ".sh", ".rs", ".ts", ".txt", ".png", ".html", ".service")
 
 
 def _is_phone(found: str) -> bool:
     digits = re.sub(r"\D", "", found)
-    if re.search(r"55501\d\d$", digits) or len(set(digits)) <= 2 or digits in "01234567890123456789":
+    if (
+        re.search(r"55501\d\d$", digits)
+        or len(set(digits)) <= 2
+        or digits in "01234567890123456789"
+    ):
         return False
     return (9 if found.startswith("+") else 7) <= len(digits) <= 15
 
@@ -197,14 +192,16 @@ def _is_iban(found: str) -> bool:
 
 _IBAN_LENGTHS = {
     country: int(length)
-    for country, length in (
-        pair.split(":")
-        for pair in "AD:24 AE:23 AL:28 AT:20 AZ:28 BA:20 BE:16 BG:22 BH:22 BR:29 BY:28 CH:21 CR:22 "
-        "CY:28 CZ:24 DE:22 DK:18 DO:28 EE:20 EG:29 ES:24 FI:18 FO:18 FR:27 GB:22 GE:22 GI:23 GL:18 "
-        "GR:27 GT:28 HR:21 HU:28 IE:22 IL:23 IQ:23 IS:26 IT:27 JO:30 KW:30 KZ:20 LB:28 LC:32 LI:21 "
-        "LT:20 LU:20 LV:21 LY:25 MC:27 MD:24 ME:22 MK:19 MR:27 MT:31 MU:30 NL:18 NO:15 PK:24 PL:28 "
-        "PS:29 PT:25 QA:29 RO:24 RS:22 SA:24 SC:31 SE:24 SI:19 SK:24 SM:27 ST:25 SV:28 TL:23 TN:24 "
-        "TR:26 UA:29 VA:22 VG:24 XK:20".split()
+    for country, length in re.findall(
+        r"(\w\w):(\d+)",
+        """
+        AD:24 AE:23 AL:28 AT:20 AZ:28 BA:20 BE:16 BG:22 BH:22 BR:29 BY:28 CH:21 CR:22 CY:28
+        CZ:24 DE:22 DK:18 DO:28 EE:20 EG:29 ES:24 FI:18 FO:18 FR:27 GB:22 GE:22 GI:23 GL:18
+        GR:27 GT:28 HR:21 HU:28 IE:22 IL:23 IQ:23 IS:26 IT:27 JO:30 KW:30 KZ:20 LB:28 LC:32
+        LI:21 LT:20 LU:20 LV:21 LY:25 MC:27 MD:24 ME:22 MK:19 MR:27 MT:31 MU:30 NL:18 NO:15
+        PK:24 PL:28 PS:29 PT:25 QA:29 RO:24 RS:22 SA:24 SC:31 SE:24 SI:19 SK:24 SM:27 ST:25
+        SV:28 TL:23 TN:24 TR:26 UA:29 VA:22 VG:24 XK:20
+        """,
     )
 }
 
@@ -238,7 +235,7 @@ def _is_credential(found: str) -> bool:
 
 
 def _is_secret(found: str) -> bool:
-    if _STOCK_WORDS.search(found) or found.endswith("EXAMPLEKEY") or found.endswith(")"):
+    if _STOCK_WORDS.search(found) or found.endswith(("EXAMPLEKEY", ")")):
         return False
     if re.fullmatch(r"[\w-]+(?:\.[a-zA-Z_][\w-]*)+|[a-z]+(?:[_-][a-z0-9]+)*|[\d.,:-]+", found):
         return False  # a name of something
@@ -354,7 +351,8 @@ RULES = (
     Rule(
         "phone",
         re.compile(
-            r"(?<![\w.+(/=-])\+[1-9]\d{0,2}(?:[ .-]?\(0?\d{1,4}\))?(?:[ .-]\d{1,6}){2,5}(?![\w-]|\.\d)"
+            r"(?<![\w.+(/=-])\+[1-9]\d{0,2}(?:[ .-]?\(0?\d{1,4}\))?(?:[ .-]\d{1,6}){2,5}"
+            r"(?![\w-]|\.\d)"
         ),
         _is_phone,
         hint="+",
@@ -362,8 +360,8 @@ RULES = (
     Rule(
         "phone",
         re.compile(
-            r"(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d([.-]))[2-9]\d\d(?(1)\1|[ .-])\d{4}"
-            r"(?![\w-]|\.\d)"
+            r"(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d([.-]))[2-9]\d\d"
+            r"(?(1)\1|[ .-])\d{4}(?![\w-]|\.\d)"
         ),
         _is_phone,
     ),

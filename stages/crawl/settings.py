@@ -1,7 +1,7 @@
 """The section `crawl`: how politely and how far a source is fetched, and what makes a document."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
@@ -46,6 +46,33 @@ Address = Annotated[str, AfterValidator(_address)]
 Name = Annotated[str, Field(min_length=1)]
 
 
+Kind = Literal[
+    "email",
+    "phone",
+    "credit_card",
+    "iban",
+    "ssn",
+    "ip_address",
+    "api_key",
+    "jwt",
+    "private_key",
+    "url_credentials",
+    "secret",
+]
+
+
+class Scrub(config.Base):
+    """Personal data and secrets, which a placeholder such as `<email>` stands for in documents."""
+
+    kinds: list[Kind]
+    """What is replaced: `email`, `phone`, `credit_card`, `iban`, `ssn` (of the USA), `ip_address`
+    (public ones), `api_key` (of AWS, GitHub, GitLab, Slack, Google, Stripe, OpenAI, Anthropic,
+    Hugging Face, npm, PyPI, SendGrid), `jwt`, `private_key`, `url_credentials`, `secret` (a random
+    value that is given to a password or a key). Empty: nothing."""
+    allow: list[Pattern]
+    """Regular expressions: a finding in which one of them matches is kept, as `@acme\\.com$`."""
+
+
 class Config(config.Base):
     max_pages: Annotated[int, Field(gt=0)]
     """Most addresses that a crawl asks for."""
@@ -75,6 +102,14 @@ class Config(config.Base):
     """Most memory that parsing one page or file may take, in MiB."""
     min_chars: Annotated[int, Field(ge=0)]
     """Shortest text that makes a page a document, in characters of Markdown."""
+    languages: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]]
+    """Languages of documents, by ISO 639-1, such as `en`; empty: any. Code does not count."""
+    boilerplate_share: Annotated[float, Field(gt=0, le=1)] | None
+    """Share of a site's pages, at least five, from which a line that they repeat is left out."""
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] | None
+    """Jaccard index, of five words in a row, from which a page is a copy of an earlier address."""
+    scrub: Scrub
+    """Personal data and secrets to replace, before anything else reads a document."""
     max_reject_rate: Annotated[float, Field(ge=0, le=1)]
     """Largest share of pages that may fail or be too short before the crawl counts as failed."""
 

@@ -15,8 +15,8 @@ from rensa import RMinHash, RMinHashLSH  # type: ignore[import-untyped]
 
 from stages.answer.lexical import STOPWORDS
 from stages.core.records import Example, Reject, identify
+from stages.core.shingles import NUM_BANDS, NUM_PERMUTATIONS, jaccard
 from stages.synthesize import grounding
-from stages.synthesize.partition import NUM_BANDS, NUM_PERMUTATIONS
 
 SHINGLE_WORDS = 2
 """Rows are short: pairs of words tell them apart where those of five would rarely meet."""
@@ -268,7 +268,7 @@ def near(rows: Sequence[R], seed: int, threshold: float) -> Curated[R]:
             other
             for other in kept.query(sketch)
             if items[other] == items[place]
-            and _jaccard(shingles[place], shingles[other]) >= threshold
+            and jaccard(shingles[place], shingles[other]) >= threshold
         )
         if any(True for _ in alike):
             reasons[row.id] = "near duplicate"
@@ -339,10 +339,6 @@ def _shingles(row: Row) -> frozenset[str]:
     words = _words(" ".join((*row.earlier, row.question, row.answer))).split()
     last = len(words) - SHINGLE_WORDS + 1
     return frozenset([*words, *(" ".join(words[n : n + SHINGLE_WORDS]) for n in range(last)), ""])
-
-
-def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / len(one | other)
 
 
 def _items(row: Row) -> Hashable:

@@ -1,16 +1,9 @@
 """Documents to partitions, by clusters of near-duplicates and before any question is written."""
 
-import re
 from collections.abc import Collection, Sequence
 
-from rensa import RMinHash, RMinHashLSH  # type: ignore[import-untyped]
-
+from stages.core import shingles
 from stages.core.records import Assignment, Document, Partition, identify
-
-SHINGLE_WORDS = 5
-NUM_PERMUTATIONS = 128
-NUM_BANDS = 32
-"""Bands of four rows find a pair of similarity 0.5 in 87 % of cases, one of 0.7 in 99.98 %."""
 
 
 def assign(
@@ -72,17 +65,8 @@ def _hash(seed: int, name: str) -> float:
 
 
 def cluster(documents: Sequence[Document], seed: int, threshold: float) -> dict[str, str]:
-    """The cluster of each document: the smallest id among those linked by near-duplicates.
-
-    MinHash finds the pairs that may be alike; the Jaccard index of their shingles decides.
-    """
+    """The cluster of each document: the smallest id among those linked by near-duplicates."""
     ordered = sorted(documents, key=lambda document: document.id)
-    shingles = [_shingles(document.text) for document in ordered]
-    # Equal texts have equal sets, and so equal sketches, wherever and whenever they are made.
-    sketches = RMinHash.from_token_sets(
-        [sorted(words) for words in shingles], NUM_PERMUTATIONS, seed
-    )
-    seen = RMinHashLSH(threshold, NUM_PERMUTATIONS, NUM_BANDS)
     roots = list(range(len(ordered)))
 
     def root(place: int) -> int:
@@ -90,20 +74,8 @@ def cluster(documents: Sequence[Document], seed: int, threshold: float) -> dict[
             place = roots[place]
         return place
 
-    for place, sketch in enumerate(sketches):
-        for other in sorted(seen.query(sketch)):
-            if _jaccard(shingles[place], shingles[other]) >= threshold:
-                first, second = sorted((root(place), root(other)))
-                roots[second] = first
-        seen.insert(place, sketch)
+    texts = [document.text for document in ordered]
+    for other, place in shingles.pairs(texts, seed, threshold):
+        first, second = sorted((root(place), root(other)))
+        roots[second] = first
     return {document.id: ordered[root(place)].id for place, document in enumerate(ordered)}
-
-
-def _shingles(text: str) -> frozenset[str]:
-    words = re.findall(r"\w+", text.casefold())
-    last = max(1, len(words) - SHINGLE_WORDS + 1)
-    return frozenset(" ".join(words[n : n + SHINGLE_WORDS]) for n in range(last))
-
-
-def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / len(one | other)

@@ -15,7 +15,8 @@ from stages.crawl.site import Site, base_of
 
 JUNK = (
     "script, style, noscript, template, iframe, object, svg, canvas, dialog, nav, button, "
-    "input, select, textarea, footer, .headerlink, .anchorjs-link, .toctree-wrapper, #toc, .toc, #footer, "
+    "input, select, textarea, footer, .headerlink, .anchorjs-link, .toctree-wrapper, #toc, .toc, "
+    "#footer, "
     "#comments, #respond, .comments-area, .sharedaddy, .jp-relatedposts, .post-navigation, "
     ".entry-meta, .entry-footer, "
     ".contents.local, .contents.topic, .related, .related-pages, .sphinxsidebar, "
