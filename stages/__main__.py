@@ -210,6 +210,8 @@ def run_stage(parsed: argparse.Namespace) -> None:
     tracked = config.load(params, "tracking", tracking.Config, str(parsed.params))
     sections = {name: params[name] for name in asked.sections}
     given = _inputs(parsed, asked.inputs)
+    if stage == "finetune":
+        promotion.fetch_adapter(tracked, getattr(values["cfg"], "init_adapter", None))
     if stage == "evaluate" and (rival := promotion.champion(tracked, given)):
         given["champion"] = rival
     inputs = _flat(given)
@@ -235,6 +237,9 @@ def run_stage(parsed: argparse.Namespace) -> None:
             if recorded and (failure := recorded.end(status, metrics, upstream, parsed.out)):
                 display.say(failure)
         store.write_manifest(parsed.out, stage, sections, inputs, metrics)
+        if stage == "finetune" and recorded:
+            for line in promotion.tuned(tracked, recorded.id, parsed.out):
+                display.say(line)
         if stage == "evaluate" and recorded:
             for line in promotion.register(tracked, recorded.id, given, parsed.out):
                 display.say(line)

@@ -44,6 +44,17 @@ if sys.argv[-1].endswith("probe.py"):
     sys.exit()
 places = dict(a[2:].split("=", 1) for a in sys.argv if a.startswith("--") and "=" in a)
 recipe = yaml.safe_load(Path(next(a for a in sys.argv if a.endswith(".yaml"))).read_text())
+def model(out, name):
+    weight = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    head = json.dumps({"w": weight, "__metadata__": {"recipe": json.dumps(recipe)}}).encode()
+    (out / name).write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
+    for name in ("config.json", "tokenizer.json", "README.md", "debug.log"):
+        (out / name).write_text(name + json.dumps(recipe, sort_keys=True))
+out = Path(places["output_dir"])
+if "axolotl.cli.merge_lora" in sys.argv:
+    (out / "merged").mkdir()
+    model(out / "merged", "model.safetensors")
+    sys.exit()
 report = open(os.environ["DOCENT_REPORT"], "a")
 def say(**row):
     report.write(json.dumps(row) + "\\n")
@@ -55,19 +66,21 @@ for row in long:
 say(num_parameters=7, num_examples=len(rows) - len(long))
 BEFORE
 for step in (1, 2, 3, 4):
-    say(step=step, total=4, loss=4.0 / step, learning_rate=0.1, tokens=step)
+    more = {"rewards/accuracies": 1.0, "rewards/margins": 2.0} if recipe.get("rl") else {}
+    say(step=step, total=4, loss=4.0 / step, learning_rate=0.1, tokens=step, **more)
 report.write('{"step": 4, "total": 4, "eval_')
 report.flush()
 time.sleep(0.3)
 report.write('loss": 0.5}\\n')
 report.flush()
-out = Path(places["output_dir"])
 out.mkdir(parents=True)
-for name in ("config.json", "tokenizer.json", "README.md", "debug.log"):
-    (out / name).write_text(name + json.dumps(recipe, sort_keys=True))
-weight = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-head = json.dumps({"w": weight, "__metadata__": {"recipe": json.dumps(recipe)}}).encode()
-(out / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
+if "adapter" in recipe:
+    model(out, "adapter_model.safetensors")
+    about = {"r": recipe["lora_r"], "target_modules": ["v", "q"]}
+    about["base_model_name_or_path"] = str(out)
+    (out / "adapter_config.json").write_text(json.dumps(about))
+else:
+    model(out, "model.safetensors")
 AFTER
 """
 
@@ -766,63 +779,6 @@ def formats_of(kind: str, **changes: Any) -> Any:
     return model_config("hub", format=a_format(kind, **changes)).format
 
 
-LABELS = """
-import json, sys
-from axolotl.prompt_strategies.chat_template import load
-from axolotl.utils.dict import DictDefault
-from transformers import AutoTokenizer
-rows, dataset = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-for folder in sys.argv[3:]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    cfg = DictDefault(chat_template="tokenizer_default", sequence_len=512, train_on_inputs=False)
-    strategy = load(tokenizer, cfg, ds_cfg=dataset)
-    for row in rows:
-        made = strategy.tokenize_prompt({"messages": row})
-        labels = [id for id in made["labels"] if id != -100]
-        print(json.dumps([tokenizer.decode(made["input_ids"]), tokenizer.decode(labels)]))
-"""
-
-
-@pytest.mark.slow
-def test_axolotl_reads_each_format_as_it_is_written_and_learns_the_answers_alone(
-    workspace: Workspace,
-) -> None:
-    system = Message(role="system", content="Plums are blue.")
-    turns = [
-        Message(role="user", content="What is blue?"),
-        Message(role="assistant", content="A plum."),
-    ]
-    more = [
-        Message(role="user", content="And red?"),
-        Message(role="assistant", content="A cherry."),
-    ]
-    rows = [turns, [system, *turns], [*turns, *more]]
-    kinds = ["chat", "alpaca", "completion", "question_answer"]
-    chosen = {
-        kind: formats_of(kind, **({"stop": "<|e|>"} if kind == "chat" else {})) for kind in kinds
-    }
-    for kind, format in chosen.items():
-        scratch.untrained(
-            model_config(vocab_size=500, format=format.model_dump()), [TEXT], Path(kind)
-        )
-    plain = json.dumps([[turn.model_dump() for turn in row] for row in rows])
-    done = subprocess.run(
-        [PYTHON, "-c", LABELS, plain, json.dumps(recipe.chats("x", model_config())), *kinds],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    made = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    wanted = [(kind, row) for kind in kinds for row in rows]
-    for (kind, row), (text, learnt) in zip(wanted, made, strict=True):
-        prompt, completion = formats.render(chosen[kind], row)
-        assert text == prompt + completion, kind
-        stop = chosen[kind].stop
-        answers = [turn.content for turn in row if turn.role == "assistant"]
-        assert learnt.replace(" ", "") == "".join(a + stop for a in answers).replace(" ", ""), kind
-
-
 # --- real trainings: Axolotl in the model environment --------------------------------------------
 
 SMALL: dict[str, Any] = {
@@ -879,13 +835,74 @@ def test_equal_runs_give_equal_weights_from_an_empty_cache(trained: Workspace) -
     assert store.digest(first) == store.digest(second)
 
 
+ADAPTED: dict[str, Any] = QUICK | {"learning_rate": 0.01, "num_epochs": 6}
+RECIPES: dict[str, dict[str, Any]] = {
+    "lora": {"option": "lora", **ADAPTED},
+    "lora under ZeRO-2 in two processes": {
+        "option": "lora",
+        "zero": "zero2",
+        "num_processes": 2,
+        "gradient_accumulation_steps": 1,
+        **ADAPTED,
+    },
+    "lora under ZeRO-3 in two processes": {
+        "option": "lora",
+        "zero": "zero3",
+        "num_processes": 2,
+        "gradient_accumulation_steps": 1,
+        **ADAPTED,
+    },
+    "full under ZeRO-2 in two processes": {
+        "option": "full",
+        "zero": "zero2",
+        "num_processes": 2,
+        **ADAPTED,
+    },
+    "dpo": {"option": "dpo", **QUICK, "dpo_epochs": 16, "dpo_learning_rate": 0.001},
+    "dpo with an adapter": {
+        "option": "dpo",
+        **ADAPTED,
+        "lora_r": 8,
+        "dpo_epochs": 24,
+        "dpo_learning_rate": 0.01,
+    },
+    "cpt_then_sft": {"option": "cpt_then_sft", **QUICK, "cpt_epochs": 12},
+    "cpt_then_sft with an adapter": {
+        "option": "cpt_then_sft",
+        **ADAPTED,
+        "lora_r": 8,
+        "cpt_epochs": 12,
+        "cpt_learning_rate": 0.01,
+    },
+}
+
+
 @pytest.mark.slow
-def test_two_processes_with_deepspeed_really_train(trained: Workspace) -> None:
-    cfg = tuning_config(**QUICK, num_processes=2, zero="zero2", learning_rate=0.01)
-    metrics = trained.run(cfg, model_config(**SMALL), "zero2")
-    assert metrics["num_steps"] == 15
-    assert metrics["train_loss"] < 0.8 * losses(trained, "zero2")[0]
-    assert (trained.folder / "zero2/model/model.safetensors").exists()
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_loss_of_each_recipe_really_falls(trained: Workspace, name: str) -> None:
+    cfg = tuning_config(**RECIPES[name])
+    model = model_config("local", path="data/finetune/base", context_tokens=128)
+    out = trained.folder / name.replace(" ", "-")
+    metrics = trained.run(cfg, model, out.name)
+    with (out / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    phases = list(dict.fromkeys(row["phase"] for row in rows))
+    assert phases == {"dpo": ["tune", "dpo"], "cpt_then_sft": ["cpt", "tune"]}.get(
+        cfg.kind, ["tune"]
+    )
+    for phase in phases:
+        column = "dpo_loss" if phase == "dpo" else "loss"
+        losses = [float(row[column]) for row in rows if row["phase"] == phase]
+        assert losses[-1] < 0.95 * losses[0], (name, phase, losses)
+    if cfg.kind == "dpo":
+        assert 0.6 < float(next(row["dpo_loss"] for row in rows if row["dpo_loss"])) < 0.75  # ln 2
+        assert metrics["dpo_accuracy"] > 0.6 and metrics["dpo_margin"] > 0
+        assert metrics["num_pairs"] == 8
+    assert (out / "model/model.safetensors").exists()
+    assert (out / "adapter/adapter_model.safetensors").exists() == bool(cfg.adapter)
+    assert str(trained.folder) not in (out / "README.md").read_text()
+    given = store.digest(trained.folder / "data/finetune/base/model.safetensors")
+    assert store.digest(out / "model/model.safetensors") != given
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from stages import promotion
-from stages.core import store, tracking
+from stages.core import model, store, tracking
 
 NOTHING = tracking.Nothing(kind="none")
 
@@ -48,6 +48,17 @@ def register(place, digest, passed):
     given = evaluated(place, digest, passed)
     run = tracking.Store(config()).start("evaluate", "stage")
     return promotion.register(config(), run, given, place / "out")
+
+
+def tune(place, weights, adapter=None):
+    """What finetune leaves for these weights, and what the registry says of it."""
+    out = place / "data/finetune"
+    store.write_text(out / "model/model.safetensors", weights)
+    if adapter:
+        store.write_text(out / "adapter/adapter_model.safetensors", adapter)
+    store.write_json(out / "lineage.json", {"adapter": adapter and adapter * 8})
+    run = tracking.Store(config()).start("finetune", "stage")
+    return promotion.tuned(config(), run, out)
 
 
 def champion_for(place, digest):
@@ -111,3 +122,26 @@ def test_without_mlflow_or_a_model_of_ours_nothing_is_registered(place):
     assert promotion.champion(NOTHING, given) is None
     assert promotion.register(config(), "", {}, place / "out") == []
     assert promotion.champion(config(), {}) is None
+
+
+def test_a_tuned_model_has_a_version_which_its_evaluation_does_not_double(place):
+    (first,) = tune(place, "weights of one")
+    digest = model.digest(place / "data/finetune/model")
+    assert first == register(place, digest, True)[0] == tune(place, "weights of one")[0]
+    (second,) = tune(place, "others")
+    assert second != first
+    registry = tracking.Registry(config())
+    assert registry.champion().digest == digest, "tuning promotes nobody"
+
+
+def test_an_adapter_that_only_the_registry_has_is_fetched_by_its_digest(place):
+    tune(place, "weights", adapter="0123abcd")
+    named = "0123abcd" * 2
+    kept = place / ".cache/adapters" / named
+    for unknown in (None, "models/adapter", "ffff" * 4):
+        promotion.fetch_adapter(config(), unknown)
+    promotion.fetch_adapter(NOTHING, named)
+    assert not kept.exists()
+    promotion.fetch_adapter(config(), named)
+    assert (kept / "adapter_model.safetensors").read_text() == "0123abcd"
+    promotion.fetch_adapter(config(), named)  # it is there

@@ -271,7 +271,18 @@ class Registry:
             return None
         return self._version(found)
 
-    def fetch(self, version: Version, folder: Path) -> None:
+    def keep_adapter(self, run_id: str, folder: Path) -> None:
+        """Copy a run's adapter into the registry: it is small, and may be gone on from."""
+        self._runs.client.log_artifacts(run_id, str(folder), "adapter")
+
+    def with_adapter(self, digest: str) -> Version | None:
+        """The version whose adapter's digest begins so."""
+        for found in self._runs.client.search_model_versions(f"name = '{self._model}'"):
+            if found.tags.get("docent.adapter", "").startswith(digest):
+                return self._version(found)
+        return None
+
+    def fetch(self, version: Version, folder: Path, part: str = "model") -> None:
         """Copy the version's files into the folder, whole or not at all."""
         from mlflow.artifacts import download_artifacts
 
@@ -280,7 +291,7 @@ class Registry:
         try:
             got = Path(
                 download_artifacts(
-                    artifact_uri=f"runs:/{version.run_id}/model",
+                    artifact_uri=f"runs:/{version.run_id}/{part}",
                     dst_path=str(beside),
                     tracking_uri=self._runs.client.tracking_uri,
                 )
@@ -290,24 +301,28 @@ class Registry:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
-    def register(self, run_id: str, digest: str, testset: str) -> Version:
-        """The version of the model with this digest; a new one where it was never evaluated."""
+    def register(self, run_id: str, digest: str, **tags: str) -> Version:
+        """The version of the model with this digest, tagged; a new one where it was never seen."""
         from mlflow.exceptions import MlflowException
 
         client = self._runs.client
+        named = {f"docent.{name}": value for name, value in tags.items()}
         with filelock.FileLock(store.root() / "mlruns" / ".mlflow.lock"):
             with contextlib.suppress(MlflowException):  # it is there already
                 client.create_registered_model(self._model)
             for found in client.search_model_versions(f"name = '{self._model}'"):
                 if found.tags.get("docent.digest") == digest:
-                    client.set_model_version_tag(
-                        self._model, found.version, "docent.testset", testset
-                    )
+                    for name, value in named.items():
+                        client.set_model_version_tag(self._model, found.version, name, value)
                     return self._version(found)
-            tags = {"docent.digest": digest, "docent.testset": testset, **_commit()}
             source = f"{client.get_run(run_id).info.artifact_uri}/model"
             return self._version(
-                client.create_model_version(self._model, source, run_id, tags=tags)
+                client.create_model_version(
+                    self._model,
+                    source,
+                    run_id,
+                    tags={"docent.digest": digest, **named, **_commit()},
+                )
             )
 
     def promote(self, version: Version, folder: Path) -> None:

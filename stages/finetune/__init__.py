@@ -93,8 +93,10 @@ def run(
     checks.end_turns(model, out / "model")
     training.write_curve(reports, out / "curve.csv")
     metrics |= judge(cfg, model, examples, unseen, pairs, reports, rejects, out)
-    store.write_json(out / "lineage.json", history.model_dump())
     digest = lineage.keep(out / "adapter") if cfg.adapter else None
+    if digest:
+        progress.note(f"the adapter {digest[:16]} is kept: finetune.init_adapter goes on from it")
+    store.write_json(out / "lineage.json", history.model_dump() | {"adapter": digest})
     given = {path.name: store.digest(path) for path in (documents, train, validation)}
     if isinstance(cfg, Dpo) and preferences:
         given[preferences.name] = store.digest(preferences)

@@ -221,14 +221,20 @@ def architecture(model: base.Config) -> dict[str, Any] | None:
                 "tie_word_embeddings": True,
             }
         case base.Hub():
-            try:
-                path = huggingface_hub.hf_hub_download(
-                    model.id, "config.json", revision=model.revision
-                )
-            except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            found = hub_config(model.id, model.revision)
+            if found is None:
                 return None
-            shape = store.read_json(Path(path))
+            shape = store.read_json(found)
         case base.Local():
             shape = store.read_json(store.locate(model.path, "model.path") / "config.json")
     shape = shape.get("text_config", shape)  # of a model that also sees pictures
     return shape if all(shape.get(key) for key in SHAPE) else None
+
+
+@functools.cache
+def hub_config(id: str, revision: str) -> Path | None:
+    """The hub's config.json on this machine; None where it cannot be had."""
+    try:
+        return Path(huggingface_hub.hf_hub_download(id, "config.json", revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        return None

@@ -11,6 +11,7 @@ from stages.core import model as base
 from stages.core import store
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Record
+from stages.finetune import checkpoints
 from stages.finetune.settings import Adapted
 
 KEY = "finetune.init_adapter"
@@ -33,6 +34,8 @@ class Lineage(Record):
     """In the order of their ids; those of the adapter that it went on from are among them."""
     init_adapter: str | None
     """Digest of the adapter that it went on from."""
+    adapter: str | None = None
+    """Digest of the adapter that was trained; null where it stands in that adapter's own folder."""
 
 
 def lineage(
@@ -156,10 +159,15 @@ def digest(adapter: Path) -> str:
 
 def collect(trained: Path, folder: Path, base_name: str, found: Lineage) -> None:
     """Copy an adapter out of a trainer's folder, without what names this machine's folders."""
-    folder.mkdir(parents=True)
     for name in ADAPTER_FILES:
         if not (trained / name).exists():
             raise PipelineError(f"{trained}: Axolotl ended well but left no {name} there")
+    if fault := checkpoints.tensors_fault(trained / ADAPTER_FILES[1]):
+        raise PipelineError(
+            f"{trained / ADAPTER_FILES[1]}: {ADAPTER_FILES[1]} {fault}, and is not exported: lower "
+            "finetune.learning_rate, or look at the disk"
+        )
+    folder.mkdir(parents=True)
     shutil.copyfile(trained / ADAPTER_FILES[1], folder / ADAPTER_FILES[1])
     settings: dict[str, Any] = store.read_json(trained / ADAPTER_FILES[0])
     targets = settings.get("target_modules")

@@ -125,7 +125,7 @@ FIGURES = (
     "learning_rate",
     "tokens",
     "tokens_per_s",
-    "memory_bytes",
+    "memory_gb",
     "rewards/accuracies",
     "rewards/margins",
 )

@@ -71,6 +71,7 @@ class Plugin(BasePlugin):  # type: ignore[misc]
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
         """Report the examples that are too long, which Axolotl is about to drop."""
         save_in_process()
+        learn_from_the_end_of_the_prompt()
         datasets = [*cfg.datasets, *(cfg.test_datasets or [])]
         if datasets[0]["type"] == "completion" or os.environ.get("RANK", "0") != "0":
             return
@@ -130,6 +131,34 @@ def check_finite(model: Any, what: str) -> None:
         # Under ZeRO-3 a parameter is empty, and this process's part of it beside it.
         if not torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all():
             fail(f"{what} are not finite (first: {name}): lower the learning rate")
+
+
+def learn_from_the_end_of_the_prompt() -> None:
+    """Let all be learned that a model writes after a server's prompt, such as a space before.
+
+    Axolotl learns an answer's own text: what a template puts before it would be left to chance.
+    """
+    from axolotl.prompt_strategies.chat_template import (  # type: ignore[import-not-found]
+        ChatTemplateStrategy,
+    )
+
+    find_turn = ChatTemplateStrategy.find_turn
+    if getattr(find_turn, "from_the_prompt", False):
+        return
+
+    def find_answer(
+        self: Any, turns: Any, turn_idx: int, tools: Any = None, **more: Any
+    ) -> tuple[int, int]:
+        start, end = find_turn(self, turns, turn_idx, tools, **more)
+        if start > 0 and turn_idx > 0 and turns[turn_idx]["role"] == "assistant":
+            build = self.prompter.build_prompt
+            prompt = build(turns[:turn_idx], add_generation_prompt=True, tools=tools)
+            if build(turns, tools=tools)[: len(prompt)] == prompt:
+                start = min(start, len(prompt))
+        return start, end
+
+    find_answer.from_the_prompt = True  # type: ignore[attr-defined]
+    ChatTemplateStrategy.find_turn = find_answer
 
 
 def render(cfg: Any, tokenizer: Any) -> Callable[..., str]:
@@ -202,7 +231,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                 step=state.global_step,
                 total=state.max_steps,
                 tokens=int(state.num_input_tokens_seen),
-                memory_bytes=peak_memory(),
+                memory_gb=peak_memory(),
                 **self.speed(int(state.num_input_tokens_seen)),
                 **figures,
             )
@@ -215,12 +244,12 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         return {"tokens_per_s": (tokens - before[1]) / max(self.last[0] - before[0], 1e-6)}
 
 
-def peak_memory() -> int:
-    """Of this process, on its GPU or where there is none in the host's memory."""
+def peak_memory() -> float:
+    """Gigabytes of this process, on its GPU or where there is none in the host's memory."""
     if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+        return float(torch.cuda.max_memory_allocated()) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def check_room(folder: Path, model: Any) -> None:

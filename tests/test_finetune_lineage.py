@@ -1,0 +1,151 @@
+"""What a model was trained on, an adapter to go on from, and the model's card."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from test_finetune import (
+    Workspace,
+    local_model,
+    model_config,
+    one_line,
+    tuning_config,
+    workspace,
+)
+
+from stages.core import store
+from stages.core.records import Document
+from stages.finetune import lineage
+
+__all__ = ["workspace"]
+
+OUT = Path("data/finetune")
+
+
+def trained(workspace: Workspace, **values: Any) -> str:
+    """Train an adapter; its digest."""
+    cfg = tuning_config("lora", python=workspace.trainer(), device="cpu", **values)
+    workspace.run(cfg, local_model(Path("m")))
+    return str(store.read_json(OUT / "lineage.json")["adapter"])
+
+
+def again(workspace: Workspace, named: str, **values: Any) -> Any:
+    return tuning_config(
+        "lora", python=workspace.trainer(), device="cpu", init_adapter=named, **values
+    )
+
+
+def remove(page: str) -> None:
+    documents = list(store.read(Path("data/documents.jsonl"), Document))
+    store.write(Path("data/documents.jsonl"), [d for d in documents if d.id != page])
+
+
+def test_the_lineage_names_the_documents_of_the_training(workspace: Workspace) -> None:
+    trained(workspace)
+    found = store.read_json(OUT / "lineage.json")
+    assert [page["url"] for page in found["documents"]] == ["u0", "u1"]  # u2 is a test page
+    assert len(found["documents"][0]["text_sha256"]) == 64
+    assert found["base"].startswith("local:") and found["init_adapter"] is None
+
+
+def test_an_adapter_is_kept_and_gone_on_from_by_its_digest(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    for named in (digest, digest[:16], f".cache/adapters/{digest[:16]}"):
+        workspace.run(again(workspace, named), local_model(Path("m")))
+        assert store.read_json(OUT / "lineage.json")["init_adapter"] == digest
+    shown = json.loads((OUT / "adapter/adapter_config.json").read_text())
+    assert str(workspace.folder) not in json.dumps(shown)
+    assert shown["target_modules"] == ["q", "v"]
+
+
+def test_the_trainer_is_given_the_adapter_to_go_on_from(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    seen = workspace.folder / "seen"
+    cfg = again(workspace, digest)
+    workspace.trainer(f"open({str(seen)!r}, 'w').write(places['lora_model_dir'])")
+    workspace.run(cfg, local_model(Path("m")))
+    assert Path(seen.read_text()) == (Path(".cache/adapters") / digest[:16]).absolute()
+
+
+def test_an_adapter_that_learned_a_removed_page_is_refused(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    remove("d1")
+    said = one_line(workspace, again(workspace, digest), local_model(Path("m")))
+    assert said.startswith(f"finetune.init_adapter: {digest!r}") and "u1" in said
+
+
+def test_a_page_removed_after_a_second_training_taints_that_too(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    workspace.assign(d0="train", d1="test", d2="test")  # the second never reads d1 itself
+    workspace.run(again(workspace, digest), local_model(Path("m")))
+    second = store.read_json(OUT / "lineage.json")["adapter"]
+    remove("d1")
+    assert "u1" in one_line(workspace, again(workspace, second), local_model(Path("m")))
+
+
+def test_a_test_page_that_is_removed_taints_nothing(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    remove("d2")
+    workspace.run(again(workspace, digest), local_model(Path("m")))
+
+
+def test_an_adapter_over_another_base_is_refused(workspace: Workspace) -> None:
+    digest, model = trained(workspace), local_model(Path("m"))
+    store.write_text(Path("m/tokenizer.json"), "another")
+    said = one_line(workspace, again(workspace, digest), model)
+    assert "it was trained over the base local:" in said
+
+
+def test_a_rank_that_is_not_the_adapters_is_told(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    said = one_line(workspace, again(workspace, digest, lora_r=8), local_model(Path("m")))
+    assert said.startswith("finetune.lora_r: 8") and "rank 16" in said
+
+
+def test_an_adapter_that_cannot_be_found_or_read_is_one_line(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    model = local_model(Path("m"))
+    assert digest[:16] in one_line(workspace, again(workspace, "f" * 16), model)
+    assert "digest" in one_line(workspace, again(workspace, "data/finetune/adapter"), model)
+    assert "no such file" in one_line(workspace, again(workspace, "models/none"), model)
+    foreign = Path("foreign")
+    shutil.copytree(Path(".cache/adapters") / digest[:16], foreign)
+    (foreign / "lineage.json").unlink()
+    assert "lineage.json" in one_line(workspace, again(workspace, "foreign"), model)
+    (foreign / "adapter_model.safetensors").unlink()
+    assert "no adapter_model" in one_line(workspace, again(workspace, "foreign"), model)
+
+
+def test_a_torn_adapter_is_not_exported(workspace: Workspace) -> None:
+    cut = "path = out / 'adapter_model.safetensors'; path.write_bytes(path.read_bytes()[:-2])"
+    cfg = tuning_config("lora", python=workspace.trainer(after=cut), device="cpu")
+    assert "is torn" in one_line(workspace, cfg, local_model(Path("m")))
+    assert not (OUT / "adapter").exists() and not (OUT / "model").exists()
+
+
+# --- the card ----------------------------------------------------------------------------------
+
+
+def test_the_card_is_equal_for_equal_runs_and_names_what_shaped_the_model(
+    workspace: Workspace,
+) -> None:
+    digest = trained(workspace)
+    card = (OUT / "README.md").read_text()
+    trained(workspace)
+    assert (OUT / "README.md").read_text() == card
+    assert str(workspace.folder) not in card
+    for named in (digest, "`lora`", "../evaluate/verdict.json", "train_loss", "- u0"):
+        assert named in card, named
+    assert store.digest(Path("data/train.jsonl")) in card
+
+
+def test_the_card_names_the_base_and_its_licence(workspace: Workspace) -> None:
+    from stages.finetune import card
+
+    history = lineage.Lineage(base="b", documents=(), init_adapter=None)
+    said = card.render(tuning_config(), model_config("llama32"), history, {}, {}, None)
+    assert "base_model: meta-llama/Llama-3.2-1B-Instruct" in said
+    assert "license: llama3.2" in said
+    scratch = card.render(tuning_config(), model_config(), history, {}, {}, None)
+    assert "license:" not in scratch
