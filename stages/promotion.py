@@ -53,8 +53,8 @@ def register(cfg: Any, run_id: str, given: Mapping[str, Any], out: Path) -> list
 
 def tuned(cfg: Any, run_id: str, out: Path) -> list[str]:
     """A version for the model that was just tuned; its adapter goes into the registry."""
-    if not isinstance(cfg, tracking.Mlflow):
-        return []
+    if not isinstance(cfg, tracking.Mlflow) or not (out / "lineage.json").exists():
+        return []  # or a provider keeps the model
     registry = tracking.Registry(cfg)
     adapter = store.read_json(out / "lineage.json")["adapter"]
     named = {"adapter": adapter} if adapter else {}

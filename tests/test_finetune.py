@@ -50,7 +50,7 @@ def model(out, name):
     (out / name).write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
     for name in ("config.json", "tokenizer.json", "README.md", "debug.log"):
         (out / name).write_text(name + json.dumps(recipe, sort_keys=True))
-out = Path(places["output_dir"])
+out = Path(places.get("output_dir", "."))
 if "axolotl.cli.merge_lora" in sys.argv:
     (out / "merged").mkdir()
     model(out / "merged", "model.safetensors")
