@@ -117,5 +117,12 @@ class Config(config.Base):
 FETCH = ("max_pages", "max_depth", "max_alike", "user_agent", "obey_robots")
 """The keys that decide what a refresh fetches: one of them changed, a snapshot is out of date."""
 
-FETCHING = (*FETCH, "concurrent_requests", "delay_s", "timeout_s", "full_fetch_days")
+FETCHING = (
+    *FETCH,
+    "concurrent_requests",
+    "delay_s",
+    "retry_s",
+    "timeout_s",
+    "full_fetch_days",
+)
 """The keys that a spider is given."""

@@ -1,0 +1,328 @@
+"""A refresh: conditional requests, what changed, what is gone, and a stage without any network."""
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from sites import (
+    MISSING,
+    PUBLIC,
+    Answer,
+    Asked,
+    Responder,
+    link,
+    moved,
+    ok,
+    page,
+    refreshed,
+    responding,
+    sections,
+    snapshot_beside,
+)
+
+from stages import crawl
+from stages.core.errors import PipelineError
+from stages.core.records import Document
+from stages.core.store import read
+from stages.crawl import fetching, snapshot
+from stages.crawl.pages import Answer as Kept
+from stages.crawl.pages import Pages
+from stages.crawl.snapshot import Held, compare
+
+OLD = formatdate(time.time() - 86400, usegmt=True)
+
+
+class Changing:
+    """A site whose every page has a server of another kind behind it, in versions."""
+
+    def __init__(self) -> None:
+        self.version = 1
+
+    def __call__(self, asked: Asked) -> Answer:
+        name = asked.path.removeprefix("/docs/").removesuffix(".html")
+        return getattr(self, f"_{name or 'start'}", lambda asked: MISSING)(asked)
+
+    def _start(self, asked: Asked) -> Answer:
+        if self.version == 4:
+            return ok(page("Under maintenance"))
+        names = [name[1:] for name in vars(Changing) if name[0] == "_" and name[1] != "_"]
+        hidden = {"start", "child", "unlinked" if self.version > 1 else "", "new"}
+        hidden -= {"new"} if self.version > 1 else set()
+        return ok(page("Start", link(*(f"{name}.html" for name in names if name not in hidden))))
+
+    def _etag(self, asked: Asked) -> Answer:
+        if asked.headers.get("if-none-match") == '"e"':
+            return 304, {"ETag": '"e"'}, ""
+        return ok(page("Etag"), ETag='"e"')
+
+    def _modified(self, asked: Asked) -> Answer:
+        if asked.headers.get("if-modified-since") == OLD:
+            return 304, {}, ""
+        return ok(page("Modified"), Last_Modified=OLD)
+
+    def _young(self, asked: Asked) -> Answer:
+        """Changed within the second in which it was asked: its time tells nothing."""
+        if "if-modified-since" in asked.headers:
+            return 304, {}, ""
+        now = formatdate(time.time() + 1, usegmt=True)
+        return ok(page("Young", f"<p>Version {self.version}</p>"), Last_Modified=now)
+
+    def _plain(self, asked: Asked) -> Answer:
+        return ok(page("Plain", f"<p>Version {self.version}</p>"))
+
+    def _still(self, asked: Asked) -> Answer:
+        return ok(page("Still"))
+
+    def _wrong(self, asked: Asked) -> Answer:
+        """A 304 about another version than the one that was asked about."""
+        if "if-none-match" in asked.headers:
+            return 304, {"ETag": f'"{self.version}"'}, ""
+        body = page("Wrong", f"<p>Version {self.version}</p>")
+        return ok(body, ETag=f'"{self.version}"')
+
+    def _blunt(self, asked: Asked) -> Answer:
+        """A cache that answers 304 to whoever does not forbid it."""
+        if "cache-control" not in asked.headers:
+            return 304, {}, ""
+        return ok(page("Blunt"))
+
+    def _mute(self, asked: Asked) -> Answer:
+        return 304, {}, ""
+
+    def _liar(self, asked: Asked) -> Answer:
+        if "if-none-match" in asked.headers:
+            return 304, {"ETag": '"l"'}, ""
+        return ok(page("Liar", f"<p>Version {self.version}</p>"), ETag='"l"')
+
+    def _flaky(self, asked: Asked) -> Answer:
+        if self.version == 2:
+            return 503, {"Retry-After": "0"}, ""
+        return ok(page("Flaky", link("child.html")))
+
+    def _child(self, asked: Asked) -> Answer:
+        return ok(page("Child"))
+
+    def _gone(self, asked: Asked) -> Answer:
+        return (410, {}, "") if self.version == 2 else ok(page("Gone"))
+
+    def _missing(self, asked: Asked) -> Answer:
+        return MISSING if self.version > 1 else ok(page("Missing"))
+
+    def _moved(self, asked: Asked) -> Answer:
+        return moved("etag.html", 301) if self.version > 1 else ok(page("Moved"))
+
+    def _unlinked(self, asked: Asked) -> Answer:
+        return ok(page("Unlinked"))
+
+    def _new(self, asked: Asked) -> Answer:
+        return ok(page("New"))
+
+
+@contextlib.contextmanager
+def changing() -> Iterator[tuple[Changing, str, list[Asked]]]:
+    site = Changing()
+
+    def respond(origin: str) -> Responder:
+        return site
+
+    with responding(respond) as (origin, log):
+        yield site, origin, log
+
+
+def held(out: Path) -> Held:
+    return snapshot.read(snapshot_beside(out))["web"]
+
+
+def names(urls: "tuple[str, ...] | dict[str, str]", origin: str) -> list[str]:
+    return [url.removeprefix(f"{origin}/docs/").removesuffix(".html") for url in sorted(urls)]
+
+
+def test_a_refresh_finds_what_is_new_changed_and_gone_whatever_the_server_says(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    with changing() as (site, origin, log):
+        settings = {"url": f"{origin}/docs/", "public_url": PUBLIC}
+
+        first = refreshed(out, **settings)
+        everything = " blunt child etag flaky gone liar missing modified moved plain still unlinked"
+        assert names(first.new, origin) == [*everything.split(" "), "wrong", "young"]
+        assert (first.changed, first.unchanged, first.gone) == ((), 0, ())
+        assert held(out).left_out == {
+            f"{origin}/docs/mute.html": ("http_304", f"linked from {PUBLIC}")
+        }
+        once = snapshot_beside(out).read_bytes()
+        assert refreshed(out, **settings).unchanged == 15
+        del log[:]
+
+        site.version = 2
+        second = refreshed(out, **settings)
+        assert names(second.new, origin) == ["new"]
+        assert names(second.changed, origin) == ["", "plain", "wrong", "young"]
+        assert names(second.gone, origin) == ["gone", "missing", "moved", "unlinked"]
+        assert held(out).gone == {
+            f"{origin}/docs/{name}.html": reason
+            for name, reason in (
+                ("gone", "http_410"),
+                ("missing", "http_404"),
+                ("moved", "redirect"),
+                ("unlinked", "unlinked"),
+            )
+        }
+        assert {"flaky", "child", "liar"} <= set(names(held(out).pages, origin))
+        conditional = {a.path for a in log if {"if-none-match", "if-modified-since"} & {*a.headers}}
+        assert conditional == {
+            f"/docs/{name}.html" for name in ("etag", "liar", "modified", "wrong")
+        }
+        assert snapshot_beside(out).read_bytes() != once
+
+        site.version = 3
+        third = refreshed(out, **settings, full_fetch_days=0.0)
+        assert "liar" in names(third.changed, origin)  # its word is not taken any more
+        assert names(third.new, origin) == ["gone"]
+        assert "gone" not in names(held(out).gone, origin)  # it is back
+
+        site.version, before = 4, snapshot_beside(out).read_bytes()
+        with pytest.raises(PipelineError, match=r"crawl.max_gone_rate: 0.9\d .*unlinked 1"):
+            refreshed(out, **settings)
+        assert snapshot_beside(out).read_bytes() == before
+
+    # The site is down: the stage does not mind.
+    cfg, source = sections(**settings, max_reject_rate=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(tmp_path))
+        crawl.run(cfg, source, snapshot_beside(out), out)
+    documents = {row.title: row for row in read(out / "documents.jsonl", Document)}
+    assert "Version 3" in documents["Liar"].text
+    assert "Missing" not in documents and "Gone" in documents
+
+
+# --- the stage ---------------------------------------------------------------------------------
+
+
+def run_failure(out: Path, **changes: object) -> str:
+    cfg, source = sections(url="https://x.org/", **changes)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PipelineError) as caught:
+        patch.setenv("DVC_ROOT", str(out.parent))
+        crawl.run(cfg, source, snapshot_beside(out), out)
+    return str(caught.value)
+
+
+def whole(**changes: object) -> Held:
+    cfg, source = sections(url="https://x.org/")
+    settings = crawl.source.digest(cfg, source)
+    return Held(
+        settings=settings, pages={"https://x.org/": "0" * 64}, left_out={}, gone={}, not_fetched={}
+    )
+
+
+def test_a_stage_without_a_snapshot_of_its_source_names_the_remedy(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = run_failure(out)
+    assert "does not hold the source 'web': `make refresh` fetches it" in line
+    snapshot.write(snapshot_beside(out), {"web": whole()})
+    assert "holds with other settings the source 'web'" in run_failure(out, max_pages=3)
+    assert "lacks the page https://x.org/: `make refresh`" in run_failure(out)
+    snapshot_beside(out).write_text('{"web": {"pages": []}}')
+    assert "not a snapshot of this version" in run_failure(out)
+
+
+def test_a_snapshot_is_sorted_and_has_no_times(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot.json"
+    one = whole().model_copy(update={"pages": {"https://x.org/b": "1", "https://x.org/a": "2"}})
+    snapshot.write(path, {"web": one})
+    first = path.read_bytes()
+    assert list(json.loads(first)["web"]["pages"]) == ["https://x.org/a", "https://x.org/b"]
+    time.sleep(0.01)
+    snapshot.write(path, {"web": snapshot.read(path)["web"]})
+    assert path.read_bytes() == first
+
+
+def test_a_change_counts_every_page_once() -> None:
+    old = whole().model_copy(update={"pages": {"a": "1", "b": "1", "c": "1"}})
+    new = whole().model_copy(update={"pages": {"b": "1", "c": "2", "d": "1"}})
+    change = compare("web", old, new)
+    assert (change.new, change.changed, change.unchanged, change.gone) == (
+        ("d",),
+        ("c",),
+        1,
+        ("a",),
+    )
+
+
+# --- the store ---------------------------------------------------------------------------------
+
+
+def test_what_was_kept_is_there_for_another_process_at_once(tmp_path: Path) -> None:
+    with Pages(tmp_path / "pages.sqlite") as pages, Pages(tmp_path / "pages.sqlite") as other:
+        one = pages.begin("web", "s")
+        one.keep(Kept("u", body=b"<p>x", media_type="text/html", etag="e"))
+        assert other.begin("web", "s").number == one.number  # not ended: it is gone on with
+        answered = other.crawl("web", one.number).answered("u")
+        assert answered is not None and other.body(answered.digest) == pages.body(answered.digest)
+        assert pages.body(answered.digest).text() == "<p>x"  # type: ignore[union-attr]
+        one.end(whole=True)
+        assert other.begin("web", "s").number != one.number
+    with contextlib.closing(sqlite3.connect(tmp_path / "pages.sqlite")) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_killed_crawl_is_not_gone_on_with_under_other_settings_or_after_a_day(
+    tmp_path: Path,
+) -> None:
+    with Pages(tmp_path / "pages.sqlite") as pages:
+        first = pages.begin("web", "s")
+        assert pages.begin("web", "other").number != first.number
+        assert pages.begin("other", "s").number != first.number
+        assert pages.begin("web", "s").number == first.number
+        pages._db.execute("UPDATE crawls SET began = began - 90000")
+        assert pages.begin("web", "s").number != first.number
+
+
+def test_a_fault_that_may_pass_keeps_the_page_and_one_that_lasts_does_not(tmp_path: Path) -> None:
+    with Pages(tmp_path / "pages.sqlite") as pages:
+        first = pages.begin("web", "s")
+        first.keep(Kept("u", body=b"x"), Kept("v", body=b"x"), Kept("w", body=b"x"))
+        first.end(whole=True)
+        second = pages.begin("web", "s")
+        second.keep(Kept("u", 503, reason="http_503", passing=True))
+        second.keep(Kept("v", 404, reason="http_404"))
+        rows = {row.url: bool(row.digest) for row in second.all_answered()}
+        assert rows == {"u": True, "v": False}
+        second.end(whole=True)
+        assert [second.known(url) is not None for url in "uvw"] == [True, False, False]
+
+
+def test_a_refresh_that_is_killed_behind_its_snapshot_asks_for_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def killed(self: object, whole: bool) -> None:
+        raise KeyboardInterrupt
+
+    with changing() as (_, origin, log):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("stages.crawl.pages.Crawl.end", killed)
+            refreshed(out, url=f"{origin}/docs/")
+        written, count = snapshot_beside(out).read_bytes(), len(log)
+        assert refreshed(out, url=f"{origin}/docs/").new == ()
+    assert snapshot_beside(out).read_bytes() == written
+    assert len(log) == count
+
+
+def test_a_source_that_fails_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, changing() as (_, origin, _log):
+        patch.setenv("DVC_ROOT", str(tmp_path))
+        path = tmp_path / "snapshot.json"
+        path.write_text("{}")
+        cfg, good = sections(url=f"{origin}/docs/", name="good")
+        _, bad = sections(url=f"{origin}/nothing/", name="bad")
+        with pytest.raises(PipelineError, match="answers 404"):
+            fetching.refresh(cfg, [good, bad], path)
+        assert list(snapshot.read(path)) == ["good"]
