@@ -566,10 +566,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         yield workspace
 
 
-def real(trained: Workspace, **values: Any) -> Training:
+def real(trained: Workspace, option: str = "full", **values: Any) -> Training:
     """Sixty steps, of which each is logged."""
     wanted = {"python": PYTHON, "num_epochs": 6, "micro_batch_size": 4, "save_steps": 5}
-    cfg = tuning_config(**wanted | values)
+    cfg = tuning_config(option, **wanted | values)
     cfg = cfg.model_copy(update={"axolotl": cfg.axolotl | {"logging_steps": 1}})
     for name in ("heard", "killed", "whole"):
         path = trained.folder / name
@@ -628,17 +628,25 @@ def test_four_kills_of_two_processes_under_zero_2_cost_no_more_than_their_checkp
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("values", [{}, {"num_processes": 2, "zero": "zero3"}])
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("full", {}),
+        ("full", {"num_processes": 2, "zero": "zero2"}),
+        ("full", {"num_processes": 2, "zero": "zero3"}),
+        ("dpo", {"start": "base", "dpo_learning_rate": 1e38, "dpo_epochs": 6}),
+    ],
+)
 def test_a_real_nan_ends_the_training_and_leaves_nothing_to_go_on_from(
-    trained: Workspace, values: dict[str, Any]
+    trained: Workspace, option: str, values: dict[str, Any]
 ) -> None:
-    training = real(trained, learning_rate=1e30, **values)
+    training = real(trained, option, **{"learning_rate": 1e38} | values)
     said = one_line(trained, training.cfg, training.model, "nan")
     assert "lower the learning rate" in said
     assert not (trained.folder / "nan/model").exists()
     work = training.work
     assert work is not None
-    for folder in checkpoints.numbered(work / "tune/model").values():
+    for folder in work.glob("*/model/checkpoint-*"):
         assert checkpoints.fault(folder)
     shutil.rmtree(work)
 
@@ -689,15 +697,7 @@ def test_memory_that_runs_out_ends_with_the_keys_that_help(trained: Workspace) -
     limited = trained.folder / "limited.sh"
     limited.write_text(f'#!/bin/sh\nulimit -v 9000000\nexec {PYTHON} "$@"\n')
     limited.chmod(0o755)
-    training = real(trained, python=str(limited))
-    huge = trained.folder / "huge"
-    shutil.copytree(trained.folder / "made/base", huge)
-    shape = json.loads((huge / "config.json").read_text())
-    more = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 100}
-    store.write_json(huge / "config.json", shape | more)
-    cfg = training.cfg.model_copy(
-        update={"axolotl": training.cfg.axolotl | {"reinit_weights": True}}
-    )
-    model = model_config("local", path="huge", context_tokens=128)
-    said = one_line(trained, cfg, model, "memory")
+    cfg = real(trained, python=str(limited)).cfg
+    more = {"hidden_size": 2048, "num_layers": 100, "num_heads": 16}
+    said = one_line(trained, cfg, model_config(**SMALL | more), "memory")
     assert "out of memory" in said and "finetune.micro_batch_size" in said
