@@ -16,6 +16,7 @@ operations a parameter and token (Kaplan et al. 2001.08361; PaLM's appendix B fo
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,15 +69,12 @@ def main() -> int:
         return collect(given.collect, given.torch_index)
     if given.wheels:
         build(given.wheels.resolve())
-    if Path(sys.prefix).resolve() != CORE.resolve() and not os.environ.get("DOCENT_GPU_CHECK"):
+    if not __package__:  # run as a file, by any Python: all else needs the core environment
         python = CORE / "bin/python"
         if not python.exists():
             raise SystemExit(f"{CORE}: no such environment: give --wheels, or run `make setup`")
-        # All else needs the core environment, and this file may be run by any Python.
         words = [str(python), "-m", "benchmarks.gpu_check", *(["--quick"] if given.quick else [])]
-        return subprocess.run(
-            words, cwd=ROOT, env=os.environ | {"DOCENT_GPU_CHECK": "1"}, check=False
-        ).returncode
+        return subprocess.run(words, cwd=ROOT, check=False).returncode
     return measure(given.quick)
 
 
@@ -125,8 +124,6 @@ class Row:
 
 
 def measure(quick: bool) -> int:
-    import json
-
     from benchmarks import finetune as bench
     from benchmarks import machine
 
@@ -188,8 +185,6 @@ def train(
     rate: float,
 ) -> Row:
     """One training by our stage; its speed is that of its steps after the first fifth."""
-    from statistics import median
-
     from benchmarks import finetune as bench
     from stages import finetune
     from stages.core import config, progress
