@@ -25,6 +25,8 @@ from scrapy.http import HtmlResponse, Response
 from twisted.internet.error import ConnectError, ConnectionClosed
 
 from stages.crawl import robots
+from stages.crawl.guard.reactor import refused
+from stages.crawl.page import UnreadableError
 from stages.crawl.pages import Answer, Crawl, Known, Role
 from stages.crawl.robots import FORBIDS_ALL, Robots
 
@@ -156,7 +158,12 @@ class Asker:
         """The one way out: every request of a crawl goes through here."""
         try:
             return await self._engine.download_async(Request(url, headers=dict(headers)))
+        except UnreadableError as error:  # the guard's
+            return Silence(error.reason, error.detail)
         except tuple(REASONS) as error:
+            refusal = refused(urlsplit(url).hostname or "")
+            if isinstance(error, CannotResolveHostError) and refusal is not None:
+                return Silence(refusal.reason, refusal.detail)
             reason = next(REASONS[kind] for kind in type(error).__mro__ if kind in REASONS)
             return Silence(reason, " ".join(str(error).split()))
 

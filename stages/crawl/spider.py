@@ -18,6 +18,7 @@ from scrapy import Spider
 from scrapy.crawler import AsyncCrawlerProcess
 
 from stages.crawl.asking import Asker, Manners
+from stages.crawl.guard import reactor as guard
 from stages.crawl.pages import Answered, Pages
 from stages.crawl.site import Filter, Site
 from stages.crawl.walk import Keeper, Reach, Walk
@@ -49,6 +50,7 @@ class Order:
     exclude: list[str]
     external: bool
     lists: list[str]
+    allow_hosts: list[str]
     max_pages: int
     max_depth: int
     max_alike: int
@@ -132,7 +134,7 @@ def _emit(row: Row) -> None:
 
 def settings(order: Order) -> dict[str, Any]:
     """Scrapy's settings; what is not here is as Scrapy has it."""
-    return {
+    return guard.settings(order.allow_hosts) | {
         "AUTOTHROTTLE_ENABLED": False,
         "CONCURRENT_REQUESTS": 0,  # the asker keeps every host's limits itself
         "CONCURRENT_REQUESTS_PER_DOMAIN": order.concurrent_requests,
@@ -141,17 +143,14 @@ def settings(order: Order) -> dict[str, Any]:
         "DOWNLOAD_DELAY": 0.0,
         "DOWNLOAD_MAXSIZE": MAX_PAGE_BYTES,
         "DOWNLOAD_TIMEOUT": order.timeout_s,
-        "DOWNLOAD_VERIFY_CERTIFICATES": True,
         "EXTENSIONS": {f"scrapy.extensions.{name}": None for name in _UNUSED},
         "HTTPCACHE_ENABLED": False,
-        "HTTPPROXY_ENABLED": not order.local,
         "LOG_LEVEL": "ERROR",
         "METAREFRESH_ENABLED": False,  # a link like any other
         "REDIRECT_ENABLED": False,  # a redirect may leave the site: the spider follows it itself
         "RETRY_ENABLED": False,  # it does not wait: the asker tries again
         "ROBOTSTXT_OBEY": False,  # it allows everything when robots.txt fails: the spider reads it
         "STATS_CLASS": "scrapy.statscollectors.DummyStatsCollector",
-        "TELNETCONSOLE_ENABLED": False,
         "USER_AGENT": order.user_agent,
     }
 

@@ -19,7 +19,7 @@ from stages.core.errors import PipelineError
 from stages.crawl.extract import extract
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Answered, Body, Crawl
-from stages.crawl.settings import FETCHING, Address, Config, Name, Pattern
+from stages.crawl.settings import FETCHING, Address, Config, Host, Name, Pattern
 from stages.crawl.site import Filter, Site
 
 
@@ -43,6 +43,9 @@ class Web(config.Base):
     """Whether pages elsewhere are read too that the site's pages link to; their links are not."""
     lists: list[Literal["sitemap", "llms_txt", "feed"]]
     """What is read for addresses beside the links of pages."""
+    allow_hosts: list[Host]
+    """Hosts of an inner network that may be asked, such as `wiki.local` or `10.0.0.7:8080`; no
+    other request leaves for an address that is not public."""
 
 
 # --- fetching ----------------------------------------------------------------------------------
@@ -66,6 +69,7 @@ def fetch(cfg: Config, source: Web, crawl: Crawl) -> Generator[int, None, dict[s
             "exclude": source.exclude,
             "external": source.external,
             "lists": source.lists,
+            "allow_hosts": _allowed(source, start),
             **cfg.model_dump(include=set(FETCHING)),
             "delay_s": 0.0 if source.serve_dir is not None else cfg.delay_s,
         }
@@ -77,6 +81,11 @@ def fetch(cfg: Config, source: Web, crawl: Crawl) -> Generator[int, None, dict[s
             else:
                 yield row["total"]
     return left
+
+
+def _allowed(source: Web, start: str) -> list[str]:
+    """A folder that is served here is all that its crawl may ask for."""
+    return source.allow_hosts if source.serve_dir is None else [urlsplit(start).netloc]
 
 
 def _rows(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -167,6 +176,8 @@ def _check_start(row: dict[str, Any], source: Web, cfg: Config) -> None:
             said = f"no answer in {cfg.timeout_s:g} s: check the address, or raise crawl.timeout_s"
         case "robots":
             said = "the site's robots.txt forbids it: ask its owner, or set crawl.obey_robots=false"
+        case "not_public":
+            said = row["detail"]
         case "outside":
             said = f"leads out of the source, to {row['detail']}: set source.url to that address"
         case "not_html":

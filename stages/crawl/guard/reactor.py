@@ -12,14 +12,17 @@ from zope.interface import implementer  # type: ignore[import-untyped]
 
 from stages.crawl.guard.addresses import Address, Allowed, ForbiddenError, plain, resolve
 
-SETTINGS: dict[str, Any] = {
-    "TWISTED_DNS_RESOLVER": "stages.crawl.guard.reactor.Resolver",
-    "DNSCACHE_ENABLED": False,
-    "DOWNLOAD_VERIFY_CERTIFICATES": True,
-    "HTTPPROXY_ENABLED": False,  # a proxy of the environment would resolve names itself
-    "TELNETCONSOLE_ENABLED": False,
-}
-"""What a crawler needs so that the guard stands in its only way out, with GUARD_ALLOWED."""
+
+def settings(allow_hosts: Sequence[str]) -> dict[str, Any]:
+    """What a crawler needs so that the guard stands in its only way out."""
+    return {
+        "DOWNLOAD_HANDLERS": {scheme: None for scheme in ("data", "file", "ftp", "s3")},
+        "DOWNLOAD_VERIFY_CERTIFICATES": True,
+        "GUARD_ALLOWED": list(allow_hosts),
+        "HTTPPROXY_ENABLED": False,  # a proxy of the environment would resolve names itself
+        "TELNETCONSOLE_ENABLED": False,
+        "TWISTED_DNS_RESOLVER": "stages.crawl.guard.reactor.Resolver",
+    }
 
 
 @implementer(IHostnameResolver)
