@@ -158,7 +158,8 @@ def sections(**changes: Any) -> tuple[crawl.Config, crawl.Source]:
     hasty = {"delay_s": 0.0, "retry_s": 0.01}
     params = {
         "crawl": yaml.safe_load((ROOT / "conf/crawl/default.yaml").read_text()) | hasty,
-        "source": yaml.safe_load((ROOT / "conf/source/web.yaml").read_text()) | {"lists": []},
+        "source": yaml.safe_load((ROOT / "conf/source/web.yaml").read_text())
+        | {"lists": [], "allow_hosts": ["127.0.0.1"]},
     }
     for key, value in changes.items():
         section = "crawl" if key in params["crawl"] else "source"

@@ -16,7 +16,7 @@ from stages.crawl.guard.addresses import Address, Allowed, ForbiddenError, plain
 def settings(allow_hosts: Sequence[str]) -> dict[str, Any]:
     """What a crawler needs so that the guard stands in its only way out."""
     return {
-        "DOWNLOAD_HANDLERS": {scheme: None for scheme in ("data", "file", "ftp", "s3")},
+        "DOWNLOAD_HANDLERS": dict.fromkeys(("data", "file", "ftp", "s3")),
         "DOWNLOAD_VERIFY_CERTIFICATES": True,
         "GUARD_ALLOWED": list(allow_hosts),
         "HTTPPROXY_ENABLED": False,  # a proxy of the environment would resolve names itself
