@@ -39,7 +39,7 @@ SHELLS = {
     "vue cli": page(
         "<noscript><strong>We're sorry but docs doesn't work properly without JavaScript enabled. "
         "Please enable it to continue.</strong></noscript><div id=app></div>",
-        "<script defer src=/js/chunk-vendors.1.js></script><script defer src=/js/app.2.js></script>",
+        "<script defer src=/js/vendors.1.js></script><script defer src=/js/app.2.js></script>",
     ),
     "vue with a spinner": page(
         '<div id="app"><div class="loader"><div class="dot"></div><span>Loading...</span></div>'

@@ -159,7 +159,7 @@ def sections(**changes: Any) -> tuple[crawl.Config, crawl.Source]:
     params = {
         "crawl": yaml.safe_load((ROOT / "conf/crawl/default.yaml").read_text()) | hasty,
         "source": yaml.safe_load((ROOT / "conf/source/web.yaml").read_text())
-        | {"lists": [], "allow_hosts": ["127.0.0.1"]},
+        | {"lists": [], "render": "never", "allow_hosts": ["127.0.0.1"]},
     }
     for key, value in changes.items():
         section = "crawl" if key in params["crawl"] else "source"

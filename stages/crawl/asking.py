@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from scrapy import Request
@@ -30,6 +31,9 @@ from stages.crawl.page import UnreadableError
 from stages.crawl.pages import Answer, Crawl, Known, Role
 from stages.crawl.robots import FORBIDS_ALL, Robots
 
+if TYPE_CHECKING:
+    from stages.crawl.render import Drawer
+
 MAX_TRIES = 3
 MAX_RETRY_AFTER_S = 120.0
 """Longest pause that a server may ask for before a try; asked for more, the crawl goes on."""
@@ -49,6 +53,7 @@ REASONS: dict[type[Exception], str] = {
     OSError: "unreachable",
     ResponseDataLossError: "unreachable",
     UnsupportedURLSchemeError: "unreachable",
+    ValueError: "bad_address",  # a host that is none
 }
 """Why an address gave no answer, by what Scrapy's downloader raises."""
 
@@ -103,14 +108,21 @@ class Host:
 class Asker:
     """Asks for addresses on behalf of one crawl."""
 
-    def __init__(self, engine: ExecutionEngine, manners: Manners, crawl: Crawl) -> None:
+    def __init__(
+        self, engine: ExecutionEngine, manners: Manners, crawl: Crawl, drawer: "Drawer | None"
+    ) -> None:
         self._engine = engine
+        self._drawer = drawer
         self._manners = manners
         self._crawl = crawl
         self._hosts: dict[str, Host] = {}
 
     async def ask(self, url: str, referrer: str, role: Role) -> Answer:
-        """What an address answers now, one redirect at a time."""
+        """What an address answers now, one redirect at a time, as a browser shows it if need be."""
+        answer = await self._ask(url, referrer, role)
+        return answer if self._drawer is None else await self._drawer.draw(answer, self._crawl)
+
+    async def _ask(self, url: str, referrer: str, role: Role) -> Answer:
         answer = Answer(url, status=0, referrer=referrer, role=role)
         rules, silence = await self.robots(url)
         if silence is not None:
@@ -135,6 +147,8 @@ class Asker:
     def _validators(self, known: Known | None) -> dict[str, str]:
         if known is None or time.time() - known.time > self._manners.full_fetch_days * 86400:
             return {}
+        if known.plain and self._drawer is None:
+            return {}  # it was drawn, and is wanted as it is sent now
         named = {"If-None-Match": known.etag, "If-Modified-Since": known.modified}
         return {name: value for name, value in named.items() if value}
 

@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS answers (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pages (
   source TEXT NOT NULL, url TEXT NOT NULL, digest TEXT NOT NULL,
-  etag TEXT NOT NULL, modified TEXT NOT NULL, time REAL NOT NULL,
+  etag TEXT NOT NULL, modified TEXT NOT NULL, time REAL NOT NULL, plain TEXT NOT NULL,
   PRIMARY KEY (source, url)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS robots (origin TEXT PRIMARY KEY, time REAL NOT NULL, body BLOB NOT NULL);
@@ -60,6 +60,8 @@ class Answer:
     """What tells whether the page has changed: a server's ETag, or a file's time and size."""
     modified: str = ""
     """A server's Last-Modified."""
+    plain: str = ""
+    """Digest of the HTML that was sent, where the body is what a browser made of it."""
     reason: str = ""
     """Why this is no page, as rejects.jsonl counts it; empty for a page."""
     detail: str = ""
@@ -93,6 +95,8 @@ class Known:
     modified: str
     time: float
     """Unix time of the last answer that carried the body."""
+    plain: str
+    """Digest of the HTML that was sent, where the body is what a browser made of it."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +193,8 @@ class Pages:
             row = (digest, answer.media_type, body)
             self._db.execute("INSERT OR IGNORE INTO bodies VALUES (?, ?, ?)", row)
             self._db.execute(
-                "INSERT OR REPLACE INTO pages VALUES (?, ?, ?, ?, ?, ?)",
-                (*key, digest, answer.etag, answer.modified, now),
+                "INSERT OR REPLACE INTO pages VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*key, digest, answer.etag, answer.modified, now, answer.plain),
             )
             return digest
         if not answer.unchanged and not answer.passing:
@@ -201,7 +205,7 @@ class Pages:
 
     def known(self, source: str, url: str) -> Known | None:
         row = self._db.execute(
-            "SELECT digest, etag, modified, time FROM pages WHERE source = ? AND url = ?",
+            "SELECT digest, etag, modified, time, plain FROM pages WHERE source = ? AND url = ?",
             (source, url),
         ).fetchone()
         return Known(*row) if row else None

@@ -1,134 +1,234 @@
-"""Pages that JavaScript draws: which they are, and the HTML that a browser makes of them."""
+"""Pages that JavaScript draws, as the system's Chromium shows them, through scrapy-playwright.
 
+The browser is started for the first page that needs it. All that it asks for goes through the
+guard's proxy; a page begins with the HTML that was fetched already, in a context of its own.
+"""
+
+import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
-import re
-import shutil
-from collections.abc import Iterator
-from typing import Any, Literal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+from playwright.async_api import Browser, Route, async_playwright
 from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page as Tab
-from playwright.async_api import Route
+from playwright.async_api import Request as Asked
 from playwright.async_api import TimeoutError as PlaywrightTimeoutError
 from scrapy import Request
 from scrapy.core.engine import ExecutionEngine
-from scrapy_playwright.page import PageMethod
+from scrapy_playwright.handler import Config as HandlerConfig  # type: ignore[import-untyped]
+from scrapy_playwright.page import PageMethod  # type: ignore[import-untyped]
 
 from stages.crawl import guard
-from stages.crawl.page import UnreadableError
-from stages.crawl.pages import Body
+from stages.crawl.pages import Answer, Body, Crawl
+from stages.crawl.shells import chromium, needs_browser
 
-Mode = Literal["auto", "always", "never"]
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MAX_TABS = 2
 MAX_HTML_CHARS = 32 * 2**20
 MAX_CONNECTION_BYTES = 64 * 2**20
 IDLE_S = 10.0
 """Longest wait for a page's requests to end, after which it is taken as it stands."""
 STILL_S = 0.25
-"""A page that has not changed for so long is drawn."""
+"""A page whose elements have not changed for so long is drawn."""
+LONGEST_CHANGE_S = 3.0
 
-
-def browser() -> str | None:
-    """The system's Chromium."""
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-# --- which pages -------------------------------------------------------------------------------
-
-ENOUGH_CHARS = 200
-"""Text outside of links and menus from which a page speaks for itself."""
-LOOKED_AT_CHARS = 512 * 2**10
-
-_TAG = re.compile(r"</?([a-zA-Z][\w:-]{0,40})")
-_UNREAD = ("script", "style", "noscript", "template", "svg", "title", "textarea", "iframe")
-_ASIDE = ("a", "nav", "button", "select", "footer")
-_SCRIPT = re.compile(r"<script\b[^>]{0,500}?(?:\bsrc\s*=|\btype\s*=\s*[\"']?module)", re.I)
-_MOUNT = re.compile(
-    r"<(?:div|main|section)\b[^>]{0,300}?\bid\s*=\s*[\"']?"
-    r"(root|app|__next|__nuxt|___gatsby|svelte|app-root|react-root|mount|main-app|application|"
-    r"swagger-ui|redoc[\w-]*|docsify|q-app|elm|ember-app|vue-app|container|content|main)\b"
-    r"[^>]{0,300}>(?:\s|&nbsp;|<!--[^>]{0,200}-->|</?(?:div|span|i|img|p|section|svg|path|circle)\b"
-    r"[^>]{0,300}>|loading|please wait|\.|…){0,40}</(?:div|main|section)>",
-    re.I,
-)
-_ELEMENT = re.compile(
-    r"<(app-root|redoc|rapi-doc|elements-api|api-reference|[a-z][\w.]{0,40}-[\w.-]{1,40})\b"
-    r"[^>]{0,2000}>\s{0,100}(?:loading\W{0,5}\s{0,100})?</\1>",
-    re.I,
-)
-_ASKS = re.compile(
-    r"(?:enable|requires?|needs?|without|turn on|have)\s+(?:\w+\s+){0,2}javascript|"
-    r"javascript\s+(?:\w+\s+){0,3}(?:enabled|required|needed|disabled|to run)",
-    re.I,
-)
-_BUNDLE = re.compile(
-    r"flutter(?:_bootstrap|\.js)|main\.dart\.js|BAILOUT_TO_CLIENT_SIDE_RENDERING|"
-    r"/_app/immutable/|config/environment\"|docsify(?:@[\w.]+)?(?:/lib)?(?:/docsify)?[\w.]*\.js",
-    re.I,
+_UNREAD = ("font", "image", "media", "texttrack", "ping")
+"""What a page asks for that has no part in its text."""
+_WAIT_STILL = """([still, most]) => new Promise(done => {
+  let timer = setTimeout(done, still);
+  setTimeout(done, most);
+  new MutationObserver(() => { clearTimeout(timer); timer = setTimeout(done, still); })
+    .observe(document, {subtree: true, childList: true, characterData: true});
+})"""
+# What has run is not to be taken for what is still to run.
+_TAKE = """() => {
+  for (const done of document.querySelectorAll('script, noscript')) done.remove();
+  return document.documentElement.outerHTML.length;
+}"""
+# WebRTC is kept to the proxy by a switch, and taken away besides.
+_NO_WEBRTC = (
+    "for (const name of ['RTCPeerConnection', 'webkitRTCPeerConnection']) delete self[name]"
 )
 
 
-def needs_browser(html: str) -> bool:
-    """Does a page hold no real text, but what draws one in a browser?
+def settings(executable: str, allow_hosts: Sequence[str], timeout_s: float) -> dict[str, Any]:
+    """What Scrapy needs to hand pages to the browser; the rest goes on as before."""
+    handler = "scrapy_playwright.handler.ScrapyPlaywrightDownloadHandler"
+    return {
+        "DOWNLOAD_HANDLERS": dict.fromkeys(("http", "https"), handler),
+        "PLAYWRIGHT_BROWSER_PROVIDER": "stages.crawl.render.Chromium",
+        "PLAYWRIGHT_LAUNCH_OPTIONS": {
+            "executable_path": executable,
+            "allow_hosts": list(allow_hosts),
+        },
+        "PLAYWRIGHT_ABORT_REQUEST": _is_unread,
+        "PLAYWRIGHT_MAX_PAGES_PER_CONTEXT": 1,
+        "PLAYWRIGHT_DEFAULT_NAVIGATION_TIMEOUT": timeout_s * 1000,
+        "PLAYWRIGHT_DOWNLOAD_TIMEOUT": 1000,
+    }
 
-    It must hold little text of its own, a script to draw more, and a sign that it is meant to:
-    an empty element to draw into, a word that JavaScript is needed, or a known loader.
-    """
-    html = html[:LOOKED_AT_CHARS]
-    if not _SCRIPT.search(html):
-        return False
-    words = _num_chars(html, ENOUGH_CHARS)
-    if words >= ENOUGH_CHARS:
-        return False
-    if _MOUNT.search(html) or _ELEMENT.search(html) or _BUNDLE.search(html):
+
+def _is_unread(asked: Asked) -> bool:
+    if asked.resource_type in _UNREAD:
         return True
-    noscript = " ".join(_insides(html, "noscript"))
-    return bool(_ASKS.search(noscript)) or words == 0
+    return not asked.url.startswith(("http://", "https://", "data:", "blob:"))
 
 
-def _num_chars(html: str, enough: int) -> int:
-    """Characters of text in the body, outside of links and menus; counted up to `enough`."""
-    at = max(0, html.lower().find("<body"))
-    total = depth = 0
-    while total < enough:
-        tag = html.find("<", at)
-        end = len(html) if tag < 0 else tag
-        if not depth:
-            total += len("".join(html[at:end].split()))
-        if tag < 0:
+class Chromium:
+    """Starts the browser behind the guard's proxy when the first page needs it."""
+
+    def __init__(self, config: HandlerConfig) -> None:
+        self._options = dict(config.launch_options)
+        self._allow_hosts = self._options.pop("allow_hosts")
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Nothing yet: most sites need no browser."""
+
+    async def launch_browser(self) -> Browser:
+        await self.close()
+        allowed = guard.Allowed.of(self._allow_hosts)
+        proxy = self._stack.enter_context(guard.proxy(allowed, MAX_CONNECTION_BYTES))
+        playwright = await self._stack.enter_async_context(async_playwright())
+        return await playwright.chromium.launch(
+            **self._options,
+            args=_switches(),
+            # A container's root has no sandbox to give; anyone else has.
+            chromium_sandbox=os.getuid() != 0,
+            env={key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR") if key in os.environ},
+            # Loopback too: without the rule Chromium goes there by itself.
+            proxy={"server": proxy.url, "bypass": "<-loopback>"},
+        )
+
+    async def launch_persistent_context(self, context_kwargs: dict[str, Any]) -> None:
+        raise NotImplementedError("each page has a context of its own")
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+def _switches() -> list[str]:
+    return [
+        # Names are for the proxy to resolve.
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
+        "--webrtc-ip-handling-policy=disable_non_proxied_udp",
+        "--disable-quic",
+        "--dns-prefetch-disable",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-domain-reliability",
+        "--disable-sync",
+        "--no-pings",
+        "--js-flags=--max-old-space-size=1024",
+    ]
+
+
+class Drawer:
+    """Draws the pages of one crawl that need it."""
+
+    def __init__(
+        self, engine: ExecutionEngine, mode: str, user_agent: str, timeout_s: float, young_s: float
+    ) -> None:
+        self._engine = engine
+        self._mode = mode
+        self._user_agent = user_agent
+        self._timeout_s = timeout_s
+        self._young_s = young_s
+        """Age up to which a page is taken to be as it was drawn where its HTML has not changed."""
+        self._has_browser = chromium() is not None
+        self._tabs = asyncio.Semaphore(MAX_TABS)
+        self._numbers = itertools.count()
+        self.undrawn = 0
+        """Pages that a browser was needed for, and none was there."""
+
+    async def draw(self, answer: Answer, crawl: Crawl) -> Answer:
+        """The answer with the page as it looks once its scripts have run, where it needs that."""
+        known = crawl.known(answer.url)
+        body = None if answer.body is None else Body(answer.media_type, answer.body)
+        if answer.unchanged and known is not None and not known.plain:
+            body = crawl.body(known.digest)  # as it was sent: no browser was there, or wanted
+            answer = replace(answer, etag=known.etag, modified=known.modified)
+        if answer.role != "page" or body is None:
+            return answer
+        if self._mode == "auto" and not needs_browser(body.text()):
+            return answer
+        if not self._has_browser:
+            self.undrawn += 1
+            return answer
+        plain = hashlib.sha256(body.data).hexdigest()
+        if known is not None and known.plain == plain and time.time() - known.time < self._young_s:
+            return replace(answer, body=None, unchanged=True)
+        answer = replace(answer, body=None, media_type="", unchanged=False)
+        try:
+            async with self._tabs, asyncio.timeout(2 * self._timeout_s + IDLE_S):
+                html = await self._look(answer.url, body)
+        except (PlaywrightTimeoutError, TimeoutError):
+            return replace(answer, reason="render_timeout", passing=True)
+        except PlaywrightError as error:
+            detail = error.message.partition("\n")[0]
+            return replace(answer, reason="render_failed", detail=detail, passing=True)
+        if html is None:
+            return replace(answer, reason="too_large", detail="once it is drawn")
+        data = html.encode("utf-8", "replace")
+        return replace(answer, body=data, media_type="text/html; charset=utf-8", plain=plain)
+
+    async def _look(self, url: str, body: Body) -> str | None:
+        """The HTML once the page stands still; None where it is too large."""
+        sizes: list[int] = []
+
+        async def begin(tab: Tab, _: Request) -> None:
+            """The browser begins with what was fetched: the server is not asked twice."""
+            await tab.add_init_script(_NO_WEBRTC)
+
+            async def answer(route: Route) -> None:
+                await route.fulfill(body=body.data, content_type=body.media_type or "text/html")
+
+            await tab.route(url, answer, times=1)
+
+        async def settle(tab: Tab) -> None:
+            sizes.append(await _settle(tab))
+            if sizes[-1] > MAX_HTML_CHARS:
+                await tab.set_content("")
+
+        request = Request(
+            url,
+            dont_filter=True,
+            meta={
+                "playwright": True,
+                "playwright_include_page": True,
+                "playwright_context": f"page-{next(self._numbers)}",
+                "playwright_context_kwargs": {
+                    "accept_downloads": False,
+                    "service_workers": "block",
+                    "user_agent": self._user_agent,
+                },
+                "playwright_page_goto_kwargs": {"wait_until": "domcontentloaded"},
+                "playwright_page_init_callback": begin,
+                "playwright_page_methods": [PageMethod(settle)],
+            },
+        )
+        try:
+            response = await self._engine.download_async(request)
+        finally:
+            tab = request.meta.get("playwright_page")
+            if tab is not None:
+                await tab.context.close()
+        return None if sizes[-1] > MAX_HTML_CHARS else str(response.text)
+
+
+async def _settle(tab: Tab) -> int:
+    """Wait until the page is drawn; the number of characters of its HTML."""
+    with contextlib.suppress(PlaywrightTimeoutError):  # a page that polls is never idle
+        await tab.wait_for_load_state("networkidle", timeout=IDLE_S * 1000)
+    for _ in range(3):
+        with contextlib.suppress(PlaywrightError):  # the script led to another page
+            await tab.evaluate(_WAIT_STILL, [STILL_S * 1000, LONGEST_CHANGE_S * 1000])
             break
-        if html.startswith("<!--", tag):
-            at = html.find("-->", tag)
-        else:
-            named = _TAG.match(html, tag)
-            name = named[1].lower() if named else ""
-            closing = html.startswith("</", tag)
-            if name in _UNREAD and not closing:
-                at = _end_of(html, name, tag)
-            else:
-                if name in _ASIDE:
-                    depth = max(0, depth - 1) if closing else depth + 1
-                at = html.find(">", tag)
-        if at < 0:
-            break
-        at += 3 if html.startswith("-->", at) else 1
-    return total
-
-
-def _end_of(html: str, name: str, start: int) -> int:
-    closing = re.compile(f"</{name}\\b", re.I).search(html, start)
-    return html.find(">", closing.end() - 1) if closing else -1
-
-
-def _insides(html: str, name: str) -> Iterator[str]:
-    at = 0
-    while (opening := re.compile(f"<{name}\\b", re.I).search(html, at)) is not None:
-        end = _end_of(html, name, opening.start())
-        if end < 0:
-            return
-        yield html[opening.end() : end]
-        at = end
+        await tab.wait_for_load_state()
+    return int(await tab.evaluate(_TAKE))

@@ -1,7 +1,8 @@
-"""Which pages hold nothing to read before a browser has run their scripts."""
+"""Which pages hold nothing to read before a browser has run their scripts, and where one is."""
 
 import functools
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Literal
 
@@ -40,6 +41,14 @@ _LOADER = re.compile(
     r"/_app/immutable/|config/environment\"",
     re.I,
 )
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def chromium() -> str | None:
+    """The system's browser."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def needs_browser(html: str) -> bool:

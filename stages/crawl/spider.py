@@ -20,6 +20,7 @@ from scrapy.crawler import AsyncCrawlerProcess
 from stages.crawl.asking import Asker, Manners
 from stages.crawl.guard import reactor as guard
 from stages.crawl.pages import Answered, Pages
+from stages.crawl.shells import chromium
 from stages.crawl.site import Filter, Site
 from stages.crawl.walk import Keeper, Reach, Walk
 
@@ -51,6 +52,7 @@ class Order:
     external: bool
     lists: list[str]
     allow_hosts: list[str]
+    render: str
     max_pages: int
     max_depth: int
     max_alike: int
@@ -77,6 +79,8 @@ class Row:
     reason: str = ""
     detail: str = ""
     left: dict[str, int] | None = None
+    undrawn: int = 0
+    """Pages that a browser was needed for, and none was there."""
 
 
 class SiteSpider(Spider):
@@ -101,6 +105,14 @@ class SiteSpider(Spider):
                 retry_s=order.retry_s,
                 full_fetch_days=order.full_fetch_days,
             )
+            drawer = None
+            if order.render != "never":
+                from stages.crawl import render  # a quarter of a second
+
+                young_s = order.full_fetch_days * 86400
+                drawer = render.Drawer(
+                    *(self.crawler.engine, order.render, order.user_agent, order.timeout_s, young_s)
+                )
             walk = Walk(
                 site=site,
                 wanted=Filter.of(order.include, order.exclude),
@@ -112,13 +124,14 @@ class SiteSpider(Spider):
                     kinds=frozenset(order.lists),
                 ),
                 crawl=crawl,
-                asker=Asker(self.crawler.engine, manners, crawl),
+                asker=Asker(self.crawler.engine, manners, crawl, drawer),
                 keeper=Keeper(writing.crawl(order.source, order.crawl)),
                 concurrent=order.concurrent_requests,
                 tell=_tell,
             )
             await walk.go(site.resolve(order.start, order.start) or order.start)
-            _emit(Row("end", left=walk.left))
+            undrawn = drawer.undrawn if drawer is not None else 0
+            _emit(Row("end", left=walk.left, undrawn=undrawn))
         return
         yield  # every request goes to the downloader from the walk: none is scheduled
 
@@ -134,7 +147,14 @@ def _emit(row: Row) -> None:
 
 def settings(order: Order) -> dict[str, Any]:
     """Scrapy's settings; what is not here is as Scrapy has it."""
-    return guard.settings(order.allow_hosts) | {
+    drawn: dict[str, Any] = {}
+    executable = chromium()
+    if order.render != "never" and executable is not None:
+        from stages.crawl import render  # a quarter of a second
+
+        drawn = render.settings(executable, order.allow_hosts, order.timeout_s)
+    return {
+        **_merged(guard.settings(order.allow_hosts), drawn),
         "AUTOTHROTTLE_ENABLED": False,
         "CONCURRENT_REQUESTS": 0,  # the asker keeps every host's limits itself
         "CONCURRENT_REQUESTS_PER_DOMAIN": order.concurrent_requests,
@@ -153,6 +173,11 @@ def settings(order: Order) -> dict[str, Any]:
         "STATS_CLASS": "scrapy.statscollectors.DummyStatsCollector",
         "USER_AGENT": order.user_agent,
     }
+
+
+def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    handlers = first["DOWNLOAD_HANDLERS"] | second.get("DOWNLOAD_HANDLERS", {})
+    return {**first, **second, "DOWNLOAD_HANDLERS": handlers}
 
 
 def _end_with_parent() -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from stages.core import config, store
+from stages.core import config, progress, store
 from stages.core.errors import PipelineError
 from stages.crawl.extract import extract
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Answered, Body, Crawl
 from stages.crawl.settings import FETCHING, Address, Config, Host, Name, Pattern
+from stages.crawl.shells import BROWSERS, chromium, needs_browser
 from stages.crawl.site import Filter, Site
 
 
@@ -43,6 +44,8 @@ class Web(config.Base):
     """Whether pages elsewhere are read too that the site's pages link to; their links are not."""
     lists: list[Literal["sitemap", "llms_txt", "feed"]]
     """What is read for addresses beside the links of pages."""
+    render: Literal["auto", "always", "never"]
+    """Whether pages are drawn in the system's Chromium: `auto` those without text of their own."""
     allow_hosts: list[Host]
     """Hosts of an inner network that may be asked, such as `wiki.local` or `10.0.0.7:8080`; no
     other request leaves for an address that is not public."""
@@ -57,6 +60,11 @@ def fetch(cfg: Config, source: Web, crawl: Crawl) -> Generator[int, None, dict[s
     In the end, how many addresses were left out, by the limit.
     """
     left: dict[str, int] = {}
+    if source.render == "always" and chromium() is None:
+        raise PipelineError(
+            f"source.render: 'always': no Chromium on the PATH ({', '.join(BROWSERS)}): install "
+            "one, or set auto or never"
+        )
     with _served(source) as start:
         order = {
             "pages": str(crawl.pages.path),
@@ -69,6 +77,7 @@ def fetch(cfg: Config, source: Web, crawl: Crawl) -> Generator[int, None, dict[s
             "exclude": source.exclude,
             "external": source.external,
             "lists": source.lists,
+            "render": source.render,
             "allow_hosts": _allowed(source, start),
             **cfg.model_dump(include=set(FETCHING)),
             "delay_s": 0.0 if source.serve_dir is not None else cfg.delay_s,
@@ -78,6 +87,11 @@ def fetch(cfg: Config, source: Web, crawl: Crawl) -> Generator[int, None, dict[s
                 _check_start(row, source, cfg)
             if row["kind"] == "end":
                 left = row["left"]
+                if row["undrawn"]:
+                    progress.note(
+                        f"{source.name}: {row['undrawn']} pages are drawn by JavaScript, and no "
+                        "Chromium is on the PATH to do it"
+                    )
             else:
                 yield row["total"]
     return left
@@ -208,8 +222,10 @@ def parse(source: Web, address: str, body: Body) -> list[Page]:
     """The page at an address."""
     if not Filter.of(source.include, source.exclude).keeps(address):
         raise UnreadableError("excluded")  # the start page, which is read for its links
-    site = _site(source, address)
-    return [extract(body.text(), address, site)]
+    html = body.text()
+    if needs_browser(html):
+        raise UnreadableError("javascript", "a browser draws it: source.render")
+    return [extract(html, address, _site(source, address))]
 
 
 def publish(source: Web, address: str) -> str:

@@ -87,7 +87,7 @@ def allowance(entry: str) -> tuple[str, int | None]:
     Raises ValueError where it is none of these.
     """
     host, port = entry.strip(), None
-    if host.startswith("["):
+    if host.startswith("[") and "]" in host:
         host, _, rest = host[1:].partition("]")
         port = rest.removeprefix(":") if rest else None
     elif host.count(":") == 1:

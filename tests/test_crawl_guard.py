@@ -1,0 +1,321 @@
+"""No request leaves for an address inside, whatever spells it, by every way out of a crawl."""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import fsspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sites import MISSING, crawled, link, ok, page, responding, sections
+
+from stages.core.errors import PipelineError
+from stages.crawl import guard
+from stages.crawl.guard import addresses
+from stages.crawl.shells import chromium
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLIC = "93.184.216.34"
+PUBLIC_6 = "2606:2800:220:1:248:1893:25c8:1946"
+
+# --- vectors: PORT is the canary's --------------------------------------------------------------
+
+HERE = [
+    *("127.0.0.1", "127.1", "127.0.1", "127.255.255.254", "127.0.0.1.", "127.8.8.8"),
+    *("2130706433", "0x7f000001", "0x7f.0.0.1", "0x7f.1", "0177.0.0.1", "017700000001"),
+    *("0177.0x0.0.1", "0", "0.0.0.0", "0x0", "localhost", "LOCALHOST", "localhost."),
+    *("[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[0000::0001]", "[::ffff:127.0.0.1]"),
+    *("[::ffff:7f00:1]", "[::ffff:0:0]", "[::127.0.0.1]", "[64:ff9b::7f00:1]"),
+    *("[64:ff9b::127.0.0.1]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::1]"),
+    *("[2001:0:7f00:1::80ff:fffe]", "[fe80::5efe:7f00:1]", "[::ffff:0:7f00:1]"),
+    *("user@127.0.0.1", f"{PUBLIC}@127.0.0.1", f"{PUBLIC}:80@127.0.0.1", "a:b@localhost"),
+    *("１２７.0.0.1", "①②⑦.⓪.⓪.①", "127。0。0。1", "loc𝒶lhost"),
+    *("loop.example", "six.example", "mapped.example", "nat64.example", "zero.example"),
+    *("both.example", "both-first.example", "LOOP.example.", "deep.loop.example"),
+]
+"""Hosts that are this machine in one spelling or another."""
+INSIDE = [
+    *("169.254.169.254", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "[::ffff:a9fe:a9fe]"),
+    *("[fd00:ec2::254]", "[fd20:ce::254]", "169.254.170.2", "100.100.100.200", "168.63.129.16"),
+    *("192.0.0.192", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1"),
+    *("192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "192.88.99.1", "224.0.0.1"),
+    *("240.0.0.1", "255.255.255.255", "[fc00::1]", "[fe80::1]", "[fec0::1]", "[ff02::1]"),
+    *("[2001:db8::1]", "[100::1]", "[3fff::1]", "[5f00::1]", "[2002:a00:1::]", "[64:ff9b::a00:1]"),
+    *("meta.example", "private.example", "carrier.example", "ula.example"),
+]
+"""Hosts that are inside, and not this machine: that nothing is sent there is seen in the log."""
+PAYLOAD_SCHEMES = [
+    *("file:///etc/passwd", "ftp://127.0.0.1:PORT/", "gopher://127.0.0.1:PORT/_x"),
+    *("data:text/html,<a href=http://127.0.0.1:PORT/>", "javascript:fetch('//127.0.0.1:PORT/')"),
+    *("dict://127.0.0.1:PORT/", "ws://127.0.0.1:PORT/", "view-source:http://127.0.0.1:PORT/"),
+    *("http:/\\127.0.0.1:PORT/", "http:\\\\127.0.0.1:PORT\\", "///127.0.0.1:PORT/"),
+    *("//127.0.0.1:PORT/", "http://127.0.0.1:PORT\\@site.example/", "http:127.0.0.1:PORT/"),
+    *("http://site.example@127.0.0.1:PORT/", "http://127.0.0.1:PORT#@site.example/"),
+    *("http://127.0.0.1:PORT?@site.example/", "http://site.example%00@127.0.0.1:PORT/"),
+    *("http://127.0.0.1%09:PORT/", "http://\t127.0.0.1:PORT/", "HTTP://127.0.0.1:PORT/"),
+]
+NAMES = {
+    "site.example": [[PUBLIC]],
+    "six-site.example": [[PUBLIC_6]],
+    "loop.example": [["127.0.0.1"]],
+    "deep.loop.example": [["127.0.0.1"]],
+    "six.example": [["::1"]],
+    "mapped.example": [["::ffff:127.0.0.1"]],
+    "nat64.example": [["64:ff9b::7f00:1"]],
+    "zero.example": [["0.0.0.0"]],
+    "both.example": [[PUBLIC, "127.0.0.1"]],
+    "both-first.example": [["127.0.0.1", PUBLIC]],
+    "meta.example": [["169.254.169.254"]],
+    "private.example": [["10.1.2.3"]],
+    "carrier.example": [["100.64.1.2"]],
+    "ula.example": [["fd00::5"]],
+}
+REBINDING = {
+    f"rebind-{at}.example": answers
+    for at, answers in enumerate(
+        [
+            [[PUBLIC], ["127.0.0.1"]],
+            [[PUBLIC], ["::1"]],
+            [[PUBLIC], ["0.0.0.0"]],
+            [[PUBLIC], ["169.254.169.254"]],
+            [[PUBLIC], ["10.0.0.1"]],
+            [[PUBLIC], ["::ffff:127.0.0.1"]],
+            [[PUBLIC], [PUBLIC], ["127.0.0.1"]],
+            [[PUBLIC], [PUBLIC], [PUBLIC], ["127.0.0.1"]],
+            [[PUBLIC], [PUBLIC, "127.0.0.1"]],
+            [[PUBLIC], ["127.0.0.1", PUBLIC]],
+            [[PUBLIC, "127.0.0.1"], ["127.0.0.1"]],
+            [[PUBLIC_6], ["::1"]],
+            [[PUBLIC_6, PUBLIC], ["::1", "127.0.0.1"]],
+            [[PUBLIC], ["64:ff9b::7f00:1"]],
+            [[PUBLIC], ["127.0.0.1"], [PUBLIC], ["127.0.0.1"]],
+            [["127.0.0.1"], [PUBLIC], ["127.0.0.1"]],
+            [[PUBLIC], ["2002:7f00:1::1"]],
+            [[PUBLIC], ["127.8.8.8"]],
+        ]
+    )
+}
+VECTORS = len(HERE) + len(INSIDE) + len(PAYLOAD_SCHEMES)
+
+
+def test_there_are_as_many_vectors_as_promised():
+    assert VECTORS >= 60
+    assert len(REBINDING) >= 15
+
+
+# --- the canary, and a network of names ---------------------------------------------------------
+
+
+class Net:
+    """A network in which only one server can be reached, and a port that nobody may touch."""
+
+    def __init__(self, folder, port, guard_off):
+        self.touched = 0
+        self.log = folder / "connects.log"
+        self.file = folder / "net.json"
+        self.log.touch()
+        self.settings = {
+            "names": NAMES | REBINDING,
+            "public": [PUBLIC, PUBLIC_6],
+            "port": port,
+            "log": str(self.log),
+            "guard_off": guard_off,
+        }
+        self.file.write_text(json.dumps(self.settings))
+        self._sockets = [socket.create_server(("0.0.0.0", 0))]
+        self.port = self._sockets[0].getsockname()[1]
+        six = ("::", self.port)
+        self._sockets.append(socket.create_server(six, family=socket.AF_INET6))
+        for listening in self._sockets:
+            threading.Thread(target=self._watch, args=(listening,), daemon=True).start()
+
+    def _watch(self, listening):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                self.touched += 1
+                connection.close()
+
+    def close(self):
+        for listening in self._sockets:
+            with contextlib.suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
+            listening.close()
+
+    def urls(self, hosts=None):
+        """Every vector as an address, at the canary's port."""
+        vectors = [f"http://{host}:{self.port}/" for host in hosts or [*HERE, *INSIDE, *REBINDING]]
+        if hosts is None:
+            vectors += [text.replace("PORT", str(self.port)) for text in PAYLOAD_SCHEMES]
+        return vectors
+
+    def violations(self):
+        """What was touched, and what was tried without getting there."""
+        found = ["the canary"] * self.touched
+        for line in self.log.read_text().splitlines():
+            address, port = line.split()
+            inner = getattr(ip_address(address), "ipv4_mapped", None) or ip_address(address)
+            if int(port) == self.port and address not in (PUBLIC, PUBLIC_6):
+                found.append(line)
+            elif not inner.is_loopback and address not in (PUBLIC, PUBLIC_6):
+                found.append(line)
+        return found
+
+    def reached(self):
+        """How often the public site was connected to: a suite that sends nothing proves nothing."""
+        return sum(line.split()[0] in (PUBLIC, PUBLIC_6) for line in self.log.read_text().split("\n") if line)
+
+
+@contextlib.contextmanager
+def network(folder, respond, guard_off=False):
+    with responding(respond) as (origin, log):
+        net = Net(folder, urlsplit(origin).port, guard_off)
+        try:
+            yield net, log
+        finally:
+            net.close()
+
+
+@pytest.fixture
+def fake():
+    """The network for this process; the spiders' take it from FAKE_NET."""
+    spec = importlib.util.spec_from_file_location(
+        "fake_net", ROOT / "tests/fake_net/sitecustomize.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    real = addresses.refusal
+    yield module
+    module.remove()
+    addresses.refusal = real
+
+
+# --- addresses ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", [*HERE, *INSIDE])
+def test_no_spelling_of_an_address_inside_resolves(host, fake, tmp_path):
+    with network(tmp_path, lambda _: lambda __: MISSING) as (net, _):
+        fake.install(net.settings)
+        name = urlsplit(f"http://{host}:1/").hostname
+        with pytest.raises((guard.ForbiddenError, OSError)):
+            guard.resolve(name, 80, guard.Allowed())
+
+
+@given(st.ip_addresses())
+def test_what_is_let_out_is_public_by_python_s_word_too(address):
+    if guard.refusal(address) is None:
+        inner = address
+        if address.version == 6 and address in addresses._NAT64:
+            inner = ip_address(int(address) & 0xFFFFFFFF)
+        assert inner.is_global and not inner.is_multicast
+
+
+@pytest.mark.parametrize("host", [PUBLIC, PUBLIC_6, "1.1.1.1", "64:ff9b::5db8:d822"])
+def test_public_addresses_are_let_out(host):
+    assert guard.refusal(ip_address(host)) is None
+
+
+def test_a_host_that_the_source_allows_is_let_out_at_its_port_alone(fake, tmp_path):
+    with network(tmp_path, lambda _: lambda __: MISSING) as (net, _):
+        fake.install(net.settings)
+        allowed = guard.Allowed.of(["Private.example.:8080", "127.0.0.1", "[fd00::7]:80"])
+        assert guard.resolve("private.example", 8080, allowed)
+        assert guard.resolve("127.0.0.1", 1, allowed)
+        assert guard.resolve("0x7f.1", 1, guard.Allowed.of(["0x7f.1"]))
+        for host, port in [("private.example", 80), ("loop.example", 1), ("carrier.example", 8080)]:
+            with pytest.raises(guard.ForbiddenError, match="name it in source.allow_hosts"):
+                guard.resolve(host, port, allowed)
+
+
+def test_a_name_that_is_allowed_never_leads_to_metadata(fake, tmp_path):
+    with network(tmp_path, lambda _: lambda __: MISSING) as (net, _):
+        fake.install(net.settings)
+        with pytest.raises(guard.ForbiddenError, match="a cloud's metadata"):
+            guard.resolve("meta.example", 80, guard.Allowed.of(["meta.example"]))
+        assert guard.resolve("169.254.169.254", 80, guard.Allowed.of(["169.254.169.254"]))
+
+
+@pytest.mark.parametrize("entry", ["", "http://x", "a b", "x:0", "x:y", "[::1", "x/y", "u@x"])
+def test_an_entry_that_is_no_host_is_told(entry):
+    with pytest.raises(PipelineError, match=r"source\.allow_hosts\.0: .*expected a host such as"):
+        sections(allow_hosts=[entry])
+
+
+# --- Scrapy -------------------------------------------------------------------------------------
+
+
+def site(net, vectors):
+    """A public site that leads to every vector by every sign that a crawler follows."""
+    where = {f"/to/{at}": url for at, url in enumerate(vectors)}
+
+    def answer(asked):
+        path = asked.path
+        if path in where:
+            return 302, {"Location": quote(where[path], safe=":/?#[]@%\\")}, ""
+        if path == "/robots.txt":
+            lines = [f"Sitemap: {url}" for url in vectors]
+            return ok("User-agent: *\nAllow: /\n" + "\n".join(lines), "text/plain")
+        if path == "/sitemap.xml":
+            urls = "".join(f"<url><loc>{_escaped(url)}</loc></url>" for url in vectors)
+            return ok(f"<urlset>{urls}</urlset>", "application/xml", Connection="close")
+        if path == "/llms.txt":
+            return ok("".join(f"- [x]({url})\n" for url in vectors), "text/plain")
+        if path == "/based":
+            base = f'<base href="http://127.0.0.1:{net().port}/">'
+            return ok(page("Based", link("inner", "/inner"), head=base), Connection="close")
+        if path == "/":
+            head = "".join(
+                f'<link rel=canonical href="{_escaped(url)}"><meta http-equiv=refresh '
+                f'content="0; url={_escaped(url)}"><link rel=alternate type="application/rss+xml" '
+                f'href="{_escaped(url)}">'
+                for url in vectors
+            )
+            frames = "".join(f'<iframe src="{_escaped(url)}"></iframe>' for url in vectors)
+            again = [f"http://{name}/again/{at}" for name in REBINDING for at in range(4)]
+            links = link(*map(_escaped, vectors), *where, "/based", *again)
+            return ok(page("Start", links, frames, head=head), Connection="close")
+        return ok(page(f"Page {path}"), Connection="close")
+
+    return answer
+
+
+def _escaped(url):
+    return url.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+
+
+def crawl_everything(tmp_path, monkeypatch, guard_off=False):
+    held = []
+    with network(
+        tmp_path, lambda _: lambda asked: site(lambda: held[0], held[0].urls())(asked), guard_off
+    ) as (net, log):
+        held.append(net)
+        monkeypatch.setenv("FAKE_NET", str(net.file))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests/fake_net"), str(ROOT)]))
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{net.port}")
+        _, rejects = crawled(
+            *(tmp_path / "out",),
+            **{"url": "http://site.example/", "external": True, "allow_hosts": []},
+            **{"lists": ["sitemap", "llms_txt", "feed"], "max_reject_rate": 1.0},
+            **{"timeout_s": 5.0, "concurrent_requests": 16},
+        )
+        return net.violations(), net.reached(), rejects
+
+
+def test_no_link_redirect_list_or_frame_of_a_site_leads_scrapy_inside(tmp_path, monkeypatch):
+    violations, reached, rejects = crawl_everything(tmp_path, monkeypatch)
+    assert violations == []
+    assert reached > VECTORS
+    refused = [row.detail for row in rejects.values() if "not_public" in row.reason]
+    assert len(refused) > 60
