@@ -9,6 +9,7 @@ import ipaddress
 import json
 import os
 import socket
+from pathlib import Path
 
 _getaddrinfo = socket.getaddrinfo
 _connect, _connect_ex = socket.socket.connect, socket.socket.connect_ex
@@ -35,7 +36,7 @@ def install(net):
         if own.family not in (socket.AF_INET, socket.AF_INET6):
             return address
         ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
-        with open(net["log"], "a") as log:
+        with Path(net["log"]).open("a") as log:
             log.write(f"{ip} {address[1]}\n")
         inner = getattr(ip, "ipv4_mapped", None) or ip
         if inner.is_loopback or inner.is_unspecified:
@@ -69,5 +70,4 @@ def remove():
 
 
 if "FAKE_NET" in os.environ:
-    with open(os.environ["FAKE_NET"]) as file:
-        install(json.load(file))
+    install(json.loads(Path(os.environ["FAKE_NET"]).read_text()))
