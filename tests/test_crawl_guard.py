@@ -313,7 +313,7 @@ def crawl_everything(tmp_path, monkeypatch, guard_off=False):
         }
         _, rejects = crawled(tmp_path / "out", **changes)
         redirects = {asked.path for asked in log if asked.path.startswith("/to/")}
-        assert net.reached() > 20 and len(redirects) == len(net.urls())
+        assert net.reached() > 20 and len(redirects) >= len(net.urls())
         return net.violations(), rejects
 
 
