@@ -1,6 +1,7 @@
 """Lists of addresses: sitemaps and their indexes, packed or not, llms.txt, and feeds."""
 
 import io
+import itertools
 import re
 import zlib
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from lxml import etree  # type: ignore[import-untyped]  # scrapy brings it
 
 MAX_BYTES = 50 * 2**20
 """Largest list once unpacked, as the sitemap protocol has it."""
+MAX_ADDRESSES = 50_000
+"""Most addresses of one list, as the protocol has it too; the rest is not read."""
 
 _MARKDOWN_LINK = re.compile(r"\[[^\]\n]*\]\(\s*<?([^\s)>]+)")
 _GZIP = b"\x1f\x8b"
@@ -59,6 +62,8 @@ def _read_xml(data: bytes) -> Addresses:
         for _, element in parsed:
             if not isinstance(element.tag, str):
                 continue
+            if len(pages) + len(lists) >= MAX_ADDRESSES:
+                break
             name, parent = _name(element), element.getparent()
             above = _name(parent) if parent is not None else ""
             text = (element.text or "").strip()
@@ -84,10 +89,12 @@ def _name(element: "etree._Element") -> str:
 
 def _read_text(text: str) -> Addresses:
     """Of a sitemap with an address on each line, or of llms.txt, which is Markdown."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    rows = (line.strip() for line in io.StringIO(text))
+    lines = list(itertools.islice(filter(None, rows), MAX_ADDRESSES))
     if lines and all(line.startswith(("http://", "https://")) for line in lines):
         return Addresses(tuple(lines))
-    return Addresses(tuple(_MARKDOWN_LINK.findall(text)))
+    links = itertools.islice(_MARKDOWN_LINK.finditer(text), MAX_ADDRESSES)
+    return Addresses(tuple(found.group(1) for found in links))
 
 
 def _absolute(urls: tuple[str, ...], base: str) -> tuple[str, ...]:
