@@ -171,11 +171,11 @@ def test_every_choice_for_the_machine_can_be_overridden() -> None:
         assert passed[key] == "mine"
 
 
-def test_activations_are_computed_twice_only_where_they_would_not_fit() -> None:
+def test_activations_are_computed_twice_only_where_they_would_not_fit(tmp_path: Path) -> None:
     def checkpoints(machine: Machine, option: str = "full", **values: Any) -> bool:
         return hardware.checkpoints(tuning_config(option, **values), seven, machine)
 
-    folder = Path("m")
+    folder = tmp_path / "m"
     seven = local_model(folder)
     shape = {
         "hidden_size": 4096,
