@@ -1,13 +1,19 @@
 """The registry: a version per model, a champion that passed the gate, and its weights to ask it."""
 
 import json
+import platform
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from stages import promotion
+from stages.__main__ import main
 from stages.core import model, store, tracking
 
+ROOT = Path(__file__).parents[1]
 NOTHING = tracking.Nothing(kind="none")
 
 
@@ -145,3 +151,55 @@ def test_an_adapter_that_only_the_registry_has_is_fetched_by_its_digest(place):
     promotion.fetch_adapter(config(), named)
     assert (kept / "adapter_model.safetensors").read_text() == "0123abcd"
     promotion.fetch_adapter(config(), named)  # it is there
+
+
+def status(place, monkeypatch, rows, stopped=None):
+    """The status of the run that a stage leaves which has these examples and is stopped so."""
+    for name in ("documents", "assignment", "train", "validation"):
+        store.write_text(place / f"{name}.jsonl", rows if name == "train" else "")
+    if stopped:
+        monkeypatch.setattr("stages.finetune.read_pairs", stopped)
+    inputs = [
+        f"--{n}={place / n}.jsonl" for n in ("documents", "assignment", "train", "validation")
+    ]
+    params = f"--params={ROOT / 'params.yaml'}"
+    code = main(["finetune", params, *inputs, f"--out={place / 'data/finetune'}"])
+    runs = tracking.Store(config())
+    found = runs.client.search_runs([runs.experiment_id], order_by=["start_time DESC"])
+    (run,) = [run for run in found if run.info.run_name == "finetune"][:1]
+    return code, run.info.status
+
+
+def test_the_run_of_a_stage_that_fails_is_marked_failed(place, monkeypatch):
+    assert status(place, monkeypatch, "") == (1, "FAILED")
+
+
+def test_the_run_of_a_stage_that_is_ended_is_marked_killed(place, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    row = json.dumps(
+        {
+            "id": "e",
+            "kind": "factual",
+            "track": None,
+            "messages": [],
+            "question": "?",
+            "answer": "!",
+            "chunk_ids": [],
+            "evidence": [],
+            "call_id": "",
+        }
+    )
+    assert status(place, monkeypatch, f"{row}\n", stopped) == (130, "KILLED")
+
+
+def test_the_run_of_a_process_that_was_killed_is_marked_by_the_next(place):
+    runs = tracking.Store(config())
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    abandoned = runs.start("finetune", "stage", process=f"{platform.node()}:{gone.pid}:1")
+    own = runs.start("finetune", "stage")
+    runs.end_abandoned()
+    assert runs.client.get_run(abandoned).info.status == "KILLED"
+    assert runs.client.get_run(own).info.status == "RUNNING"

@@ -213,7 +213,6 @@ def write_curve(reports: Mapping[Name, Report], path: Path) -> None:
     The loss of preferences has a column of its own, since it is none in nats per token.
     """
     rows: list[dict[str, object]] = []
-    told: set[str] = set()
     before = 0
     for name, report in reports.items():
         known: dict[str, float] = {}
@@ -223,10 +222,9 @@ def write_curve(reports: Mapping[Name, Report], path: Path) -> None:
                 renamed = {
                     f"dpo_{k}" if name == "dpo" and k == "loss" else k: known[k] for k in known
                 }
-                told |= renamed.keys()
                 rows.append({"step": before + step, "phase": name, **renamed})
         before += report.total
-    columns = [c for c in ("loss", "dpo_loss", "learning_rate", "eval_loss") if c in told]
+    columns = ["loss", "learning_rate", "eval_loss", *(["dpo_loss"] if "dpo" in reports else [])]
     lines = [",".join(["step", "phase", *columns])]
     for row in rows:
         values = [f"{row[name]:.6g}" if name in row else "" for name in columns]
