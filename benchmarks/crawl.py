@@ -137,7 +137,7 @@ def _ours(url: str, out: Path, max_pages: int, whole: bool) -> None:
     source = config.load(params, "source", crawl.Source)
     snapshot = out / "snapshot.json"
     snapshot.write_text("{}")
-    fetching.refresh(cfg, fetching.uncovered(cfg, source, snapshot), snapshot)
+    fetching.refresh(cfg, source, fetching.uncovered(cfg, source, snapshot), snapshot)
     if whole:
         crawl.run(cfg, source, snapshot, out / "crawl")
 

@@ -189,7 +189,7 @@ def refresh(overrides: Sequence[str], missing: bool) -> "list[Change]":
         if missing
         else [part for part in source.parts(whole) if not source.is_local(part)]
     )
-    return fetching.refresh(cfg, parts, SNAPSHOT)
+    return fetching.refresh(cfg, whole, parts, SNAPSHOT)
 
 
 def _refresh_missing(params: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -183,7 +183,7 @@ def refreshed(out: Path, **changes: Any) -> Change:
     cfg, source = sections(**changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(out.parent))
-        (change,) = fetching.refresh(cfg, [source], snapshot_beside(out))
+        (change,) = fetching.refresh(cfg, source, [source], snapshot_beside(out))
     return change
 
 
@@ -205,7 +205,7 @@ def refresh_and_run(
         patch.setenv("DVC_ROOT", str(out.parent))
         if here:
             patch.setattr(workers, "parse", parse_here)
-        fetching.refresh(cfg, fetching.uncovered(cfg, source, snapshot), snapshot)
+        fetching.refresh(cfg, source, fetching.uncovered(cfg, source, snapshot), snapshot)
         return crawl.run(cfg, source, snapshot, out)
 
 

@@ -444,7 +444,7 @@ def test_what_is_committed_is_linked_at_its_commit_and_what_is_not_by_path(tmp_p
     two = git(folder, "rev-parse", "HEAD")
     cfg, whole = sections(folder, max_reject_rate=1.0)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    [change] = fetching.refresh(cfg, source.parts(whole), tmp_path / "out.snapshot.json")
+    [change] = fetching.refresh(cfg, whole, source.parts(whole), tmp_path / "out.snapshot.json")
     assert set(change.changed) == {"Makefile", "web/app.ts"} and not change.new
     monkeypatch.setattr(workers, "parse", parse_here)
     crawl.run(cfg, whole, tmp_path / "out.snapshot.json", tmp_path / "out")

@@ -45,7 +45,8 @@ WORDS = "The quick brown fox jumps over the lazy dog near the river bank. "
 def sections(path: object, **changes: Any) -> tuple[crawl.Config, crawl.Source]:
     """Both sections as shipped, with changes by key."""
     params = {
-        "crawl": yaml.safe_load((ROOT / "conf/crawl/default.yaml").read_text()) | {"min_chars": 10},
+        "crawl": yaml.safe_load((ROOT / "conf/crawl/default.yaml").read_text())
+        | {"min_chars": 10, "near_duplicate": None},
         "source": yaml.safe_load((ROOT / "conf/source/files.yaml").read_text())
         | {"path": str(path)},
     }
@@ -786,7 +787,7 @@ def test_only_new_and_changed_files_are_read_and_parsed(tmp_path, monkeypatch):
     cfg, whole = sections(folder)
     snapshot = tmp_path / "out.snapshot.json"
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    [change] = fetching.refresh(cfg, source.parts(whole), snapshot)
+    [change] = fetching.refresh(cfg, whole, source.parts(whole), snapshot)
     assert (change.new, change.changed, change.gone) == (("new.md",), ("7.md",), ("8.md",))
     assert change.unchanged == 298 and sorted(read_files) == ["7.md", "new.md"]
     monkeypatch.setattr(workers, "parse", parse_here)

@@ -31,7 +31,7 @@ from stages.crawl import fetching
 params, snapshot, out = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 cfg = config.load(params, "crawl", crawl.Config)
 source = config.load(params, "source", crawl.Source)
-fetching.refresh(cfg, [source], snapshot)
+fetching.refresh(cfg, source, [source], snapshot)
 crawl.run(cfg, source, snapshot, out)
 """
 

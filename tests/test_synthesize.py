@@ -168,6 +168,8 @@ class Site:
         self.review.touch()
         self.testset = folder / "testset.jsonl"
         self.testset.touch()
+        self.imported = folder / "imported.jsonl"
+        self.imported.touch()
         store.write(folder / "documents.jsonl", documents)
         store.write(folder / "chunks.jsonl", [c for d in documents for c in chunks_of(d)])
 
@@ -182,6 +184,7 @@ class Site:
             teacher,
             embedder,
             self.folder / "documents.jsonl",
+            self.imported,
             self.folder / "chunks.jsonl",
             self.folder / "chunks.jsonl",
             self.review,
@@ -472,8 +475,8 @@ from stages.core import config
 from test_synthesize import NO_EMBEDDER, settings
 folder, out = map(pathlib.Path, sys.argv[1:])
 synthesize.run(settings(), llm.Outline(kind="outline"), NO_EMBEDDER, folder / "documents.jsonl",
-    folder / "chunks.jsonl", folder / "chunks.jsonl", folder / "review.jsonl",
-    folder / "testset.jsonl", out)
+    folder / "imported.jsonl", folder / "chunks.jsonl", folder / "chunks.jsonl",
+    folder / "review.jsonl", folder / "testset.jsonl", out)
 """
 
 

@@ -62,6 +62,17 @@ class Document(Record):
     headings: tuple[Heading, ...] = ()
 
 
+class Imported(Record):
+    """A question that people asked, with the answer that they were given, which stands in the
+    document's text.
+    """
+
+    id: str
+    question: str
+    answer: str
+    document_id: str
+
+
 class Chunk(Record):
     """A span of a document. `text` is exactly the document's UTF-8 bytes start:end.
 

@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 from stages.core import progress, store
 from stages.core.errors import PipelineError
-from stages.core.records import Document, Reject, identify
+from stages.core.records import Document, Imported, Reject, identify
 from stages.crawl import fetching, filters, parsed, workers
 from stages.crawl import snapshot as snapshots
 from stages.crawl import source as sources
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Body, Pages
-from stages.crawl.scrub import scrub
+from stages.crawl.scrub import clean, scrub
 from stages.crawl.settings import Config
 from stages.crawl.snapshot import Held
 from stages.crawl.source import Single, Source
@@ -49,25 +49,34 @@ def run(cfg: Config, source: Source, snapshot: Path, out: Path) -> dict[str, flo
     parts = sources.parts(source)
     held = {}
     documents: list[Document] = []
+    imported: list[Imported] = []
     rejects: dict[str, list[Reject]] = {}
     scrubbed: dict[str, Counter[str]] = {}
     for part in parts:
-        with _held(cfg, part, snapshot) as (held[part.name], pages):
-            found, rejects[part.name] = _read(cfg, part, held[part.name], pages, scrubbed)
-        documents += found
+        with (
+            sources.named(source, part),
+            _held(cfg, part, snapshot) as (held[part.name], bodies),
+        ):
+            pages, rejects[part.name] = _read(cfg, part, held[part.name], bodies, scrubbed)
+        documents += (_document(part, page) for page in pages)
+        imported += (pair for page in pages for pair in _imported(cfg, part, page))
     documents.sort(key=lambda document: (document.url, document.source))
     together = sorted(
         (row for rows in rejects.values() for row in rows), key=lambda row: (row.detail, row.id)
     )
     store.write(out / "documents.jsonl", documents)
+    imported.sort(key=lambda pair: pair.id)
+    store.write(out / "imported.jsonl", imported)
     store.write(out / "rejects.jsonl", together)
     store.write(out / "scrubbed.jsonl", _scrubbed(documents, scrubbed))
     counts = Counter(document.source for document in documents)
     for part in parts:
-        _check_whole(cfg, part, counts[part.name], rejects[part.name], out)
+        with sources.named(source, part):
+            _check_whole(cfg, part, counts[part.name], rejects[part.name], out)
     return {
         "num_documents": len(documents),
         "num_rejects": len(together),
+        "num_imported": len(imported),
         "num_not_fetched": sum(sum(one.not_fetched.values()) for one in held.values()),
         "num_chars": sum(len(document.text) for document in documents),
         "num_headings": sum(len(document.headings) for document in documents),
@@ -92,8 +101,8 @@ def _held(cfg: Config, part: Single, path: Path) -> Iterator[tuple[Held, Pages]]
 
 def _read(
     cfg: Config, part: Single, held: Held, bodies: Pages, scrubbed: dict[str, Counter[str]]
-) -> tuple[list[Document], list[Reject]]:
-    """The documents and rejects of one source; what was replaced in its documents, by their id."""
+) -> tuple[list[Page], list[Reject]]:
+    """The pages and rejects of one source; what was replaced in its documents, by their id."""
     pages: dict[str, Page] = {}
     failures = {sources.publish(part, url): why for url, why in held.left_out.items()}
     outcomes = _outcomes(cfg, part, held, bodies)
@@ -110,9 +119,6 @@ def _read(
     failures |= flaws
     for url, page in pages.items():
         scrubbed[_id(part, page)] = counts[url]
-    documents = [
-        _document(part, page) for url, page in sorted(pages.items()) if url not in failures
-    ]
     rejects = [
         Reject(
             id=identify(part.name, url),
@@ -121,11 +127,11 @@ def _read(
         )
         for url, (reason, detail) in failures.items()
     ]
-    assert num_pages == len(documents) + len(rejects)
+    assert num_pages == len(pages) + len(rejects)
     if held.not_fetched:
         told = ", ".join(f"{limit} {count}" for limit, count in sorted(held.not_fetched.items()))
         progress.note(f"{part.name}: more addresses are known than the limits let in: {told}")
-    return documents, rejects
+    return [page for _, page in sorted(pages.items())], rejects
 
 
 def _outcomes(cfg: Config, part: Single, held: Held, bodies: Pages) -> Iterator[workers.Outcome]:
@@ -212,6 +218,18 @@ def _document(part: Single, page: Page) -> Document:
         source=part.name,
         headings=page.headings,
     )
+
+
+def _imported(cfg: Config, part: Single, page: Page) -> Iterator[Imported]:
+    document_id = _id(part, page)
+    for pair in page.pairs:
+        question, answer = (clean(words, cfg.scrub) for words in pair)
+        yield Imported(
+            id=identify(document_id, question, answer),
+            question=question,
+            answer=answer,
+            document_id=document_id,
+        )
 
 
 def duplicates(pages: dict[str, Page]) -> dict[str, str]:

@@ -21,18 +21,19 @@ def open_pages() -> Pages:
     return Pages(store.cache("pages", "pages.sqlite"))
 
 
-def refresh(cfg: Config, sources: Sequence[Single], path: Path) -> list[Change]:
-    """Fetch the sources and write the snapshot at `path`; what has changed in each.
+def refresh(cfg: Config, whole: Source, parts: Sequence[Single], path: Path) -> list[Change]:
+    """Fetch these parts of the source and write the snapshot at `path`; what has changed in each.
 
     A source that cannot be fetched leaves its part of the snapshot as it is.
     """
     known = snapshot.read(path)
     changes = []
     with open_pages() as pages:
-        for part in sources:
+        for part in parts:
             progress.note(f"{part.name}: fetching {source.place(part)}")
             before = known.get(part.name)
-            held, crawl = hold(cfg, part, pages, before)
+            with source.named(whole, part):
+                held, crawl = hold(cfg, part, pages, before)
             known[part.name] = held
             snapshot.write(path, known)
             crawl.end(whole=True)  # last: killed before, the refresh goes on from here

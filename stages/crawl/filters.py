@@ -122,7 +122,7 @@ def flaw(page: Page, cfg: Config, of_site: bool) -> tuple[str, str] | None:
     kind = error(page) if of_site else ""
     if kind:
         return "error_page", kind
-    if len(page.text) < cfg.min_chars:
+    if len(page.text) < cfg.min_chars and not page.pairs:  # an answer may be short
         return "too_short", f"{len(page.text)} characters"
     return foreign(page, cfg)
 

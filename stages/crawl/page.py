@@ -18,6 +18,9 @@ class Page:
     text: str
     headings: tuple[Heading, ...] = ()
     canonical: str | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Questions that people asked, with the answers that they were given; these stand in the text.
+    """
     key: str = ""
     """What the document is known by where its address does not last: lines move with an edit."""
 

@@ -1,7 +1,8 @@
 """The section `source`: of what kind it is, and what each kind does."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from types import ModuleType
 from typing import Annotated, Literal, TypeAlias
 
@@ -9,16 +10,18 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from stages.core import config
+from stages.core.errors import PipelineError
 from stages.core.records import identify
-from stages.crawl import code, files, web
+from stages.crawl import code, files, table, web
 from stages.crawl.code import Code
 from stages.crawl.files import Files
 from stages.crawl.page import Page
 from stages.crawl.pages import Answered, Body, Crawl
 from stages.crawl.settings import FETCH, Config
+from stages.crawl.table import Table
 from stages.crawl.web import Web
 
-Single: TypeAlias = Web | Files | Code
+Single: TypeAlias = Web | Files | Code | Table
 """Of one kind; each kind's module has the same functions."""
 
 
@@ -47,6 +50,17 @@ def parts(source: Source) -> list[Single]:
     return source.sources if isinstance(source, Many) else [source]
 
 
+@contextlib.contextmanager
+def named(whole: Source, part: Single) -> Iterator[None]:
+    """Put the name of one of many sources in front of its error."""
+    try:
+        yield
+    except PipelineError as error:
+        if isinstance(whole, Many):
+            raise PipelineError(f"{part.name}: {error}") from None
+        raise
+
+
 def digest(cfg: Config, source: Single) -> str:
     """Of all that decides what is fetched."""
     return identify(source.model_dump(), cfg.model_dump(include=set(FETCH)))
@@ -58,7 +72,7 @@ def is_local(source: Single) -> bool:
 
 
 def _module(source: Single) -> ModuleType:
-    return {Web: web, Files: files, Code: code}[type(source)]
+    return {Web: web, Files: files, Code: code, Table: table}[type(source)]
 
 
 def fetch(cfg: Config, source: Single, crawl: Crawl) -> Generator[int, None, dict[str, int]]:

@@ -12,7 +12,7 @@ from stages.answer import embedding
 from stages.answer.retrieval import Index
 from stages.core import formats, progress, store
 from stages.core.errors import PipelineError
-from stages.core.records import Chunk, Document, Example, Kind, Partition, Reject
+from stages.core.records import Chunk, Document, Example, Imported, Kind, Partition, Reject
 from stages.synthesize import (
     asking,
     card,
@@ -26,6 +26,7 @@ from stages.synthesize import (
     tasks,
     unanswerable,
 )
+from stages.synthesize import imported as people
 from stages.synthesize.facts import Fact
 from stages.synthesize.settings import Config
 from stages.synthesize.tasks import Task
@@ -38,6 +39,7 @@ def run(
     teacher: llm.Config,
     embedder: embedding.Config,
     documents: Path,
+    imported: Path,
     chunks: Path,
     passages: Path,
     review: Path,
@@ -48,7 +50,8 @@ def run(
 
     Where `testset` holds questions, they are the test set and none is written anew: no other
     partition repeats them, and the pages of the held-out ones are never trained on. Prompts with
-    context are made of `passages`, as those of service are.
+    context are made of `passages`, as those of service are. The pairs that were `imported` come
+    before what the teacher writes.
     """
     reviews = list(store.read(review, examples.Review))
     kept = frozen.read(testset)
@@ -70,17 +73,21 @@ def run(
         index = asking.index_of(store.read(passages, Chunk), set(pages), Path(folder) / "all")
         trained = {page for page, part in partitions.items() if part == "train"}
         trained_index = asking.index_of(index.chunks, trained, Path(folder) / "trained")
-    usable, rejects = asking.usable(cfg, pages, store.read(chunks, Chunk))
+    all_chunks = list(store.read(chunks, Chunk))
+    usable, rejects = asking.usable(cfg, pages, all_chunks)
+    pairs, lost_pairs = people.facts(store.read(imported, Imported), pages, all_chunks)
+    rejects += lost_pairs
     with llm.open(teacher) as asked, embedding.open(embedder) as model:
         embed = model.texts if model else None
         written, left_out = _written(cfg, teacher, asked, usable, pages, partitions, index, out)
-        written, uncurated = choosing.curate(cfg, written, partitions, embed)
+        written, uncurated = choosing.curate(cfg, [*pairs, *written], partitions, embed)
         rejects += [*left_out, *uncurated]
         if cfg.min_grade and isinstance(teacher, llm.OpenAI):
             written, left_out = asking.graded(cfg, asked, written)
             rejects += left_out
         _tell_spent(asked.usage)
-    by_partition, left_out = choosing.choose(cfg, written, assignment, learnt)
+    asked_by_people = {fact.written.forms[0] for fact in pairs}
+    by_partition, left_out = choosing.choose(cfg, written, assignment, learnt | asked_by_people)
     texts = [document.text for document in pages.values()]
     for facts_of_part in by_partition.values():
         facts_of_part += unanswerable.invented(
@@ -257,7 +264,6 @@ def _tell_counts(
     """Say how many examples of each kind there are; why there is none, for those without."""
     zeros: dict[Kind, str] = {
         "paraphrase": "the other wordings of a question stand under its own kind",
-        "imported": "people's questions stand in data/inputs/gold",
     }
     counts = {name: Counter(e.kind for e in part) for name, part in parts.items()}
     kinds: tuple[Kind, ...] = (*get_args(facts.FactKind), "raft")
@@ -266,7 +272,9 @@ def _tell_counts(
         if of_kind:
             progress.note(f"{kind}: {', '.join(of_kind)}")
             continue
-        if not getattr(cfg.shares, kind):
+        if kind == "imported":
+            why = "no source holds questions with their answers"
+        elif not getattr(cfg.shares, kind):
             why = f"synthesize.shares.{kind} is 0"
         elif isinstance(teacher, llm.Outline) and kind in ("multihop", "style"):
             why = "the outline teacher does not write it"

@@ -14,7 +14,15 @@ from stages.synthesize import curation, grounding
 from stages.synthesize.tasks import FORMS, Task
 
 FactKind = Literal[
-    "factual", "howto", "definition", "code", "dialogue", "multihop", "unanswerable", "style"
+    "factual",
+    "howto",
+    "definition",
+    "code",
+    "dialogue",
+    "multihop",
+    "unanswerable",
+    "style",
+    "imported",
 ]
 
 
@@ -80,7 +88,7 @@ class Fact:
 
 def unsupported(fact: Fact, title: str) -> list[str]:
     """What the answers of the fact say that their evidence does not."""
-    if fact.written.kind in ("unanswerable", "style"):
+    if fact.written.kind in ("unanswerable", "style", "imported"):
         return []  # nothing to support, and the evidence itself
     around = [title, *(heading for chunk in fact.chunks for heading in chunk.heading_path)]
     first = len(fact.written.evidence)
@@ -93,7 +101,7 @@ def unsupported(fact: Fact, title: str) -> list[str]:
 
 def trimmed(fact: Fact, max_tokens: int) -> Fact:
     """The fact with each span of its evidence cut to what supports its answer."""
-    if fact.written.kind == "style":
+    if fact.written.kind in ("style", "imported"):
         return fact
     first = len(fact.written.evidence)
     asked = [(fact.written.forms[0], fact.written.answer)] * first

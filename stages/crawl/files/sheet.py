@@ -20,7 +20,7 @@ _SAMPLE_CHARS = 1 << 14
 def parse(body: bytes, at: Place) -> Page:
     """The first row is the header; `L12` marks a row by its line in the file."""
     text = decode(body)
-    csv.field_size_limit(len(text) + 1)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     rows = csv.reader(io.StringIO(text), delimiter=delimiter(text))
     draft = Draft()
     width = shown = left = 0
