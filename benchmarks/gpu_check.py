@@ -133,7 +133,7 @@ def measure(quick: bool) -> int:
     if not cuda and not quick:
         raise SystemExit("no GPU is here: --quick runs the same path on a CPU")
     print(machine.describe())
-    print(f"{num_gpus} × {card}: {rate / 1e12:.1f} TFLOP/s of bfloat16 matrix products, measured")
+    print(f"{num_gpus} × {card}: {rate / 1e12:.3g} TFLOP/s of bfloat16 matrix products, measured")
     shape = TINY if quick else LLAMA_1B
     context = 256 if quick else 2048
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
@@ -141,7 +141,7 @@ def measure(quick: bool) -> int:
         dtype = "float32" if quick else "bfloat16"
         num_parameters = bench.make_base(Path("base"), shape, dtype, context)
         bench.write_examples(96 if quick else 4000, num_words=100 if quick else 700)
-        print(f"a Llama of {num_parameters / 1e6:.0f}M parameters, context {context}\n")
+        print(f"a Llama of {num_parameters / 1e6:.1f}M parameters, context {context}\n")
         print(f"{'':<28}{'tokens/s':>10}{'peak GB':>9}{'MFU':>7}")
         several = max(2, num_gpus) if quick else num_gpus
         trials: list[tuple[str, str, tuple[str, ...], int]] = [

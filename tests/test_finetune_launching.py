@@ -542,7 +542,7 @@ def test_a_real_slurm_trains_what_is_trained_here_and_goes_on_after_a_kill(
 def test_two_machines_that_meet_over_the_network_train_as_two_processes_do(
     trained: Workspace,
 ) -> None:
-    two = {"deepspeed": "zero2", "learning_rate": 0.001}
+    two = {"zero": "zero2", "learning_rate": 0.001}
     one = trained.run(tuning_config(**REAL, **two, num_processes=2), base_of("made"), "one")
     meet = option("local", num_nodes=2, rendezvous=f"127.0.0.1:{free_port()}")
     training = Training(

@@ -77,7 +77,7 @@ def run(
     places: dict[str, Path] = {}
     if isinstance(model, base.Scratch):
         # Built here, also where the tuning is packed for elsewhere.
-        here = hardware.probe(cfg.python) if isinstance(cfg.launcher, launching.Bundle) else machine
+        here = hardware.here(cfg) if isinstance(cfg.launcher, launching.Bundle) else machine
         metrics["base_loss"] = scratch.base(
             cfg, model, here, data.train_texts(learnt, assignment), out / "base"
         )

@@ -73,6 +73,11 @@ def machine(cfg: Config) -> Machine:
     return GPU if cfg.device == "cuda" or elsewhere else CPU
 
 
+def here(cfg: Config) -> Machine:
+    """This machine, where a base is built also for a training that is packed for elsewhere."""
+    return CPU if cfg.device == "cpu" else probe(cfg.python)
+
+
 def elsewhere_has_gpus(cfg: Config) -> bool | None:
     """Whether the launcher trains on GPUs; None where it trains in this model environment."""
     match cfg.launcher:
