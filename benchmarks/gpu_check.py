@@ -119,7 +119,7 @@ def build(wheels: Path) -> None:
 class Row:
     name: str
     tokens_per_s: float
-    peak_bytes: float
+    peak_gb: float
     mfu: float
 
 
@@ -161,8 +161,7 @@ def measure(quick: bool) -> int:
             )
             rows.append(row)
             print(
-                f"{row.name:<28}{row.tokens_per_s:>10.0f}{row.peak_bytes / 1e9:>9.2f}"
-                f"{row.mfu:>7.1%}",
+                f"{row.name:<28}{row.tokens_per_s:>10.0f}{row.peak_gb:>9.2f}{row.mfu:>7.1%}",
                 flush=True,
             )
     best = rows[0].mfu
@@ -209,7 +208,7 @@ def train(
         nonlocal peak
         if "tokens_per_s" in step.metrics and step.done > step.total / 5:
             speeds.append(step.metrics["tokens_per_s"])
-        peak = max(peak, step.metrics.get("memory_bytes", 0.0))
+        peak = max(peak, step.metrics.get("memory_gb", 0.0))
 
     shutil.rmtree(".cache", ignore_errors=True)
     progress.begin("finetune", hear)
