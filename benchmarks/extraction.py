@@ -268,7 +268,7 @@ def manual(
         for path, _ in written
     ]
     run = extractors(of_manuals=True)
-    outputs, costs = measure(pages, run, 1 if quick else 5, 50)
+    outputs, costs = measure(pages, run, 1 if quick else 3, 50)
     for name in run:
         spent.setdefault(name, [0.0] * len(costs[name]))
         spent[name] = [sum(two) for two in zip(spent[name], costs[name], strict=True)]
@@ -366,19 +366,33 @@ def judge(
         found.counts["prose"] += sum(words in words_said for words in wanted_words)
     whole_source = dense(source)
     own = {dense(title.text) for title in gold.titles}
-    for line in lines:
-        text = dense(bare(line)) if len(line) < 400 else ""
-        if text in frame and text not in own and text not in whole_source:
-            found.counts["leaks"] += 1
-            missed.setdefault("leaks", []).append(f"{where}: {line!r}")
+    hidden = _inside(fenced, page.text)
+    named = 0
+    for number, line in enumerate(lines):
+        text = dense(bare(line)) if len(line) < 400 and number not in hidden else ""
+        if text not in frame or text in own or text in whole_source:
+            continue
+        if "](" in line or line.startswith("#"):
+            named += 1
+            if named <= gold.num_references:
+                continue  # the source refers to that page by its title
+        found.counts["leaks"] += 1
+        missed.setdefault("leaks", []).append(f"{where}: {line!r}")
+
+
+def _inside(fenced: Sequence[fences.Fence], text: str) -> set[int]:
+    """The lines of code, by number."""
+    return {
+        number
+        for fence in fenced
+        for number in range(text.count("\n", 0, fence.start), text.count("\n", 0, fence.end) + 1)
+    }
 
 
 def _heading_lines(
     lines: Sequence[str], fenced: Sequence[fences.Fence], text: str
 ) -> list[tuple[int, str]]:
-    hidden: set[int] = set()
-    for fence in fenced:
-        hidden |= set(range(text.count("\n", 0, fence.start), text.count("\n", 0, fence.end) + 1))
+    hidden = _inside(fenced, text)
     found = []
     for number, line in enumerate(lines):
         opening = re.match(r"(?:[\s>*+-]|\d+[.)])*(#{1,6}) (.*)", line)
@@ -434,6 +448,7 @@ def _flat(text: str) -> str:
     return (
         re.sub(r"[\s`*\\]|\((?:https?://[^)]*)\)|[\[\]]", "", text)
         .replace("’", "'")
+        .replace("->", "→")
         .replace('"', "'")
         .casefold()
     )

@@ -45,6 +45,8 @@ class Gold:
     codes: list[Code] = field(default_factory=list)
     signatures: list[str] = field(default_factory=list)
     paragraphs: list[str] = field(default_factory=list)
+    num_references: int = 0
+    """References to other pages by their titles, which the source does not hold."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class _Known(Directive):
             return self._code(gold, name, argument)
         if name in ("module", "automodule"):
             self.state.document.settings.modules.append(argument.strip())
-        if name in SILENT:
+        if name in SILENT and name != "automodule":
             return []
         if name in SIGNED and "noindex" not in self.options:
             text = argument.replace("\\\n", " ")
@@ -137,7 +139,7 @@ class _Known(Directive):
         text = "\n".join(self.content)
         if name in ("doctest", "testcode"):
             language = ""
-        if "{sql}" not in text and "{stop}" not in text:
+        if not re.search(r"\{(?:sql|stop|opensql)\}", text):
             gold.codes.append(_code(text, language.strip()))
         return []
 
@@ -167,8 +169,9 @@ def _role(
         shown = text[1:].rpartition(".")[2]
     if name in ("ref", "doc") and not named:
         shown = ""  # the title of a page elsewhere
-    if name == "pep":
-        shown = f"PEP {shown}"
+        inliner.document.settings.gold.num_references += 1
+    if name in ("pep", "rfc"):
+        shown = f"{name.upper()} {shown}"
     return [nodes.inline(raw, shown)], []
 
 
@@ -221,11 +224,13 @@ def read_rst(text: str) -> Gold:
         while above is not None:
             level += isinstance(above, nodes.section)
             above = above.parent
-        if title.strip():
+        if title.strip() and "|" not in title:
             gold.titles.append(Title(level, title, frozenset(map(dense, ids)) - {""}))
     for block in document.findall(nodes.literal_block):
         # A block that the reader could not read is shown as it was written, below a message.
-        if not isinstance(block.parent, nodes.system_message) and "{s" not in block.astext():
+        if not isinstance(block.parent, nodes.system_message) and not re.search(
+            r"\{(?:sql|stop|opensql)\}", block.astext()
+        ):
             gold.codes.append(_code(block.astext(), ""))
     for block in document.findall(nodes.doctest_block):
         gold.codes.append(_code(block.astext(), ""))
@@ -258,7 +263,7 @@ def read_asciidoc(text: str, folder: Path) -> Gold:
     gold = Gold()
     lines = _included(text, folder).splitlines()
     identity = ""
-    manual = bool(re.match(r"[\w-]+\(\d\)$", lines[0])) if lines else False
+    manual = bool(re.match(r"[\w.-]+\(\d\)$", lines[0])) if lines else False
     n, hidden = 0, 0
     while n < len(lines):
         line = lines[n].rstrip()
@@ -271,7 +276,8 @@ def read_asciidoc(text: str, folder: Path) -> Gold:
         if found:
             identity = found.group(1)
         inline = re.fullmatch(r"(={1,5}) (\S.*?)(?: =+)?", line)
-        if _is_underlined(line, below):
+        above = lines[n - 1].strip() if n else ""
+        if _is_underlined(line, below) and (not above or above.startswith(("[", "//", ":"))):
             _title(gold, line, UNDERLINES.index(below[0]) + 1, identity, manual, hidden)
             identity = ""
             n += 2
@@ -323,7 +329,10 @@ def _is_underlined(line: str, below: str) -> bool:
 def _title(gold: Gold, text: str, level: int, identity: str, manual: bool, hidden: int) -> None:
     if hidden or "{" in text:
         return
-    marked = bool(re.search(r"[`\[\]<]|://|@", text))
+    found = re.search(r"\s*\[\[([^\]]+)\]\]$", text)
+    if found:
+        text, identity = text[: found.start()], found.group(1)
+    marked = bool(re.search(r"[`\[\]<']|://|@| -- ", text))
     text = re.sub(r"linkgit:([\w-]+)\[(\d)\]", r"\1(\2)", text)
     text = re.sub(r"(?:link|https?):\S+\[(.*?)\]", r"\1", text)
     anchors = frozenset({dense(text), dense(identity)} - {""})
@@ -392,7 +401,7 @@ def _sqlalchemy() -> Iterator[tuple[Path, str]]:
 def _git() -> Iterator[tuple[Path, str]]:
     for page in sorted(GIT.glob("*.html")):
         source = page.with_suffix(".txt")
-        if source.is_file():
+        if source.is_file() and page.name != "user-manual.html":  # DocBook made that one
             yield page, source.read_text(errors="replace")
 
 
