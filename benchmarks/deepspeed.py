@@ -42,7 +42,7 @@ def moments(value):
         return sum(map(moments, value))
     return 0
 for path in sys.argv[1:]:
-    print(moments(torch.load(path, map_location="cpu", weights_only=False)))
+    print("moments", moments(torch.load(path, map_location="cpu", weights_only=False)))
 """
 """Bytes of Adam's two moments in each file; the files are our own, just written."""
 
@@ -135,7 +135,9 @@ def train(
         [PYTHON, "-c", MOMENTS, *files], capture_output=True, text=True, check=True
     )
     told = [row["loss"] for _, row in sorted(report.steps.items()) if "loss" in row]
-    return {"losses": told, "moments": [int(line) for line in said.stdout.split()]}
+    lines = [line.split() for line in said.stdout.splitlines()]  # DeepSpeed says more
+    kept = [int(words[1]) for words in lines if words[:1] == ["moments"]]
+    return {"losses": told, "moments": kept}
 
 
 def example(number: int) -> Example:

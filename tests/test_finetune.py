@@ -563,6 +563,12 @@ def test_the_decisive_line_is_the_trainers_own_and_not_torchruns() -> None:
     assert "ChildFailed" not in said
 
 
+def test_a_value_that_axolotl_refuses_is_told_with_our_key() -> None:
+    said = failures.explain("", 1, TORCHRUN)
+    assert said.startswith("finetune.axolotl.lora_r: Input should be a valid integer")
+    assert "conf/finetune" in said
+
+
 @settings(deadline=None)
 @given(st.text(max_size=300))
 def test_the_decisive_line_of_any_log_is_one_line(log: str) -> None:
@@ -927,7 +933,7 @@ def test_an_adapter_is_trained_and_merged_into_the_weights(trained: Workspace) -
     ("wrong", "said"),
     [
         ({"axolotl": {"lerning_rate": 1}}, "finetune.axolotl.lerning_rate: Axolotl knows no such"),
-        ({"axolotl": {"sample_packing": "x"}}, "sample_packing"),
+        ({"axolotl": {"sample_packing": "x"}}, "finetune.axolotl.sample_packing: "),
         ({"learning_rate": 1e30}, "lower the learning rate"),
     ],
 )

@@ -45,6 +45,9 @@ def run(
     out = out.absolute()
     for stale in ("base", "model", "adapter"):
         shutil.rmtree(out / stale, ignore_errors=True)
+    for stale in ("axolotl*.yaml", "documents.jsonl", "preferences.jsonl"):
+        for path in out.glob(stale):  # of another recipe
+            path.unlink()
     examples = list(store.read(train, Example))
     if not examples:
         raise PipelineError(

@@ -13,6 +13,9 @@ OUT_OF_MEMORY = re.compile(
     re.MULTILINE,
 )
 DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|os error 28\b")
+INVALID = re.compile(
+    r"\d+ validation errors? for \w+ (?P<key>\w+)(?P<inside>(\.\w+)*) (?P<said>.+)"
+)
 KILLED = re.compile(r"exitcode *: *-9\b|Signal 9 \(SIGKILL\)|died with <Signals.SIGKILL")
 MEMORY = (
     "lower finetune.micro_batch_size (and raise finetune.gradient_accumulation_steps as much) or "
@@ -37,6 +40,9 @@ def explain(error: str, code: int, log: str) -> str:
             "it was killed (signal 9), by the system if it had no memory left, or by someone: "
             f"running again goes on from the newest checkpoint; if it was memory, {MEMORY}"
         )
+    if not error and (wrong := INVALID.search(said)):
+        key = f"finetune.axolotl.{wrong['key']}"
+        return f"{key}: {_brief(wrong['said'])} (look at {key} in conf/finetune)"
     return said
 
 

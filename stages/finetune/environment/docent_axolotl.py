@@ -77,8 +77,16 @@ class Plugin(BasePlugin):  # type: ignore[misc]
             return
         from axolotl.loaders import load_tokenizer  # type: ignore[import-not-found]
 
-        tokenizer = load_tokenizer(cfg)
-        tokens = render(cfg, tokenizer)
+        try:
+            tokenizer = load_tokenizer(cfg)
+            tokens = render(cfg, tokenizer)
+        except ValueError as error:
+            if "chat_template" in str(error):
+                fail(
+                    f"model.chat_template: the tokenizer of {cfg.base_model!r} carries no chat "
+                    "template: set model.format or model.chat_template"
+                )
+            raise
         for dataset in datasets:
             # Not splitlines: U+2028 in a text ends no row.
             for line in filter(None, Path(dataset["path"]).read_text("utf-8").split("\n")):
