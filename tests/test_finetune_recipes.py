@@ -23,6 +23,7 @@ from test_finetune import (
     workspace,
 )
 
+from benchmarks import deepspeed
 from stages.core import store
 from stages.core.errors import PipelineError
 from stages.core.records import Preference, Reject
@@ -335,3 +336,33 @@ def test_the_last_answer_alone_is_marked_for_templates_that_rewrite_the_earlier(
     assert [turn["train"] for turn in row["messages"]] == [False, False, False, True]
     datasets = rendered_by(tuning_config(), model_config("qwen3"))["datasets"]
     assert datasets[0]["message_field_training"] == "train"
+
+
+# --- DeepSpeed's effect, really ------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["deepspeed", "--quick"])
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_and_share_the_optimizers_state(
+    in_the_root: None,
+) -> None:
+    assert deepspeed.main() == 0
+
+
+@pytest.mark.slow
+def test_a_planted_difference_of_two_processes_is_found(
+    in_the_root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = deepspeed.train
+
+    def faster(cfg: Any, *rest: Any) -> Any:
+        rate = cfg.learning_rate * (2 if rest[2] == "zero2" else 1)
+        return train(cfg.model_copy(update={"learning_rate": rate}), *rest)
+
+    monkeypatch.setattr(deepspeed, "train", faster)
+    assert deepspeed.main() == 1

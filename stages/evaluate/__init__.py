@@ -319,7 +319,8 @@ def _curve(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        rows = [dict(row) for row in csv.DictReader(file)]
+    return [{k: float(v) for k, v in row.items() if v and k != "phase"} for row in rows]
 
 
 def _rejects(paths: Sequence[Path]) -> dict[str, dict[str, int]]:

@@ -91,19 +91,7 @@ class Plugin(BasePlugin):  # type: ignore[misc]
             # Not splitlines: U+2028 in a text ends no row.
             for line in filter(None, Path(dataset["path"]).read_text("utf-8").split("\n")):
                 example = json.loads(line)
-                answers = [
-                    [{"role": "assistant", "content": example[key]}]
-                    for key in ("chosen", "rejected")
-                    if key in example
-                ]
-                longest = max(
-                    len(
-                        tokenizer(
-                            tokens(example["messages"] + answer), add_special_tokens=False
-                        ).input_ids
-                    )
-                    for answer in answers or [[]]
-                )
+                longest = max(num_tokens(cfg, tokenizer, tokens, example))
                 if longest > cfg.sequence_len:
                     report(id=example["id"], num_tokens=longest)
 
@@ -139,6 +127,20 @@ def check_finite(model: Any, what: str) -> None:
         # Under ZeRO-3 a parameter is empty, and this process's part of it beside it.
         if not torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all():
             fail(f"{what} are not finite (first: {name}): lower the learning rate")
+
+
+def num_tokens(
+    cfg: Any, tokenizer: Any, tokens: Callable[..., str], example: dict[str, Any]
+) -> list[int]:
+    """Of an example, or of a prompt with each of its two answers, as Axolotl counts them."""
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False).input_ids)
+
+    if "chosen" not in example:
+        return [count(tokens(example["messages"]))]
+    pair = preferences(cfg)[0](example, tokenizer)
+    return [count(pair["prompt"]) + count(pair[name]) for name in ("chosen", "rejected")]
 
 
 def learn_from_the_end_of_the_prompt() -> None:
