@@ -4,12 +4,15 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import socket
+import subprocess
 import threading
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +21,7 @@ from sites import MISSING, crawled, link, ok, page, responding, sections
 from stages.core.errors import PipelineError
 from stages.crawl import guard
 from stages.crawl.guard import addresses
+from stages.crawl.shells import chromium
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = "93.184.216.34"
@@ -320,5 +324,330 @@ def crawl_everything(tmp_path, monkeypatch, guard_off=False):
 def test_no_link_redirect_list_or_frame_of_a_site_leads_scrapy_inside(tmp_path, monkeypatch):
     violations, rejects = crawl_everything(tmp_path, monkeypatch)
     assert violations == []
-    refused = [row.detail for row in rejects.values() if "not_public" in row.reason]
-    assert len(refused) > 60
+    assert sum("not_public" in f"{row.reason} {row.detail}" for row in rejects.values()) > 60
+
+
+@pytest.mark.slow
+def test_the_suite_sees_a_spider_without_a_guard(tmp_path, monkeypatch):
+    violations, _ = crawl_everything(tmp_path, monkeypatch, guard_off=True)
+    assert "the canary" in violations
+    assert any(line.startswith("169.254.169.254 ") for line in violations)
+
+
+def test_a_start_page_inside_is_told_with_its_remedy(tmp_path):
+    inside = ["127.0.0.1:1"]  # another port does not help
+    with pytest.raises(PipelineError, match=r"127\.0\.0\.1 \(this machine\): name it in source"):
+        crawled(tmp_path / "out", url="http://127.0.0.1:9/", allow_hosts=inside)
+
+
+# --- the proxy, and what goes through it --------------------------------------------------------
+
+
+def public(held):
+    """The public site for clients of the proxy: it leads to the vectors by redirects."""
+
+    def answer(asked):
+        path = urlsplit(asked.path).path
+        if path.startswith("/to/"):
+            where = held[0].urls()[int(path.split("/")[2])]
+            return 302, {"Location": quote(where, safe=":/?#[]@%\\"), "Connection": "close"}, ""
+        return ok("public", "text/plain", Connection="close")
+
+    return answer
+
+
+@contextlib.contextmanager
+def proxied(folder, fake, guard_off=False):
+    """A network, and the proxy of a source that allows nothing inside."""
+    held = []
+    with network(folder, lambda _: public(held), guard_off) as (net, _):
+        held.append(net)
+        fake.install(net.settings)
+        try:
+            with guard.proxy(guard.Allowed()) as proxy:
+                yield net, proxy
+        finally:
+            fake.remove()
+
+
+def spoken(proxy, request):
+    """What the proxy answers to these bytes."""
+    with socket.create_connection(("127.0.0.1", urlsplit(proxy.url).port), timeout=30) as client:
+        client.sendall(request)
+        with contextlib.suppress(OSError):
+            return client.recv(4096)
+    return b""
+
+
+def ask_for_everything(net, proxy):
+    """Every vector as a request and as a tunnel; every name that moves, several times."""
+    for url in net.urls():
+        netloc = url.partition("://")[2].partition("/")[0]
+        for head in (
+            f"GET {url} HTTP/1.1\r\nHost: site.example\r\n\r\n",
+            f"GET http://site.example/ HTTP/1.1\r\nHost: {netloc}\r\nConnection: close\r\n\r\n",
+            f"CONNECT {netloc} HTTP/1.1\r\nHost: site.example\r\n\r\n",
+        ):
+            spoken(proxy, head.encode())
+    for name in REBINDING:
+        for _ in range(4):
+            for port in (80, net.port):
+                spoken(proxy, f"GET http://{name}:{port}/ HTTP/1.0\r\n\r\n".encode())
+
+
+def test_the_proxy_lets_nothing_inside(tmp_path, fake):
+    with proxied(tmp_path, fake) as (net, proxy):
+        assert b"public" in spoken(proxy, b"GET http://site.example/ HTTP/1.0\r\n\r\n")
+        refused = spoken(proxy, b"GET http://private.example/ HTTP/1.0\r\n\r\n")
+        assert refused.startswith(b"HTTP/1.1 403 ") and b"source.allow_hosts" in refused
+        ask_for_everything(net, proxy)
+        assert net.violations() == []
+        assert net.reached() > VECTORS
+        assert len(proxy.refused) > 60
+
+
+def test_the_suite_sees_a_proxy_without_a_guard(tmp_path, fake):
+    with proxied(tmp_path, fake, guard_off=True) as (net, proxy):
+        ask_for_everything(net, proxy)
+        assert net.violations().count("the canary") > 15
+
+
+def test_a_request_after_the_first_goes_nowhere_else(tmp_path, fake):
+    with proxied(tmp_path, fake) as (net, proxy):
+        first = "GET http://site.example/ HTTP/1.1\r\nHost: site.example\r\n\r\n"
+        second = f"GET http://127.0.0.1:{net.port}/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        spoken(proxy, (first + second).encode())
+        spoken(proxy, (first.replace("GET", "POST") + second).encode())
+        assert net.violations() == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        *(b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET ftp://x/ HTTP/1.1\r\n\r\n", b"x" * 2**17),
+        *(b"CONNECT :80 HTTP/1.1\r\n\r\n", b"CONNECT a:b HTTP/1.1\r\n\r\n", b"GET x y\r\n\r\n"),
+    ],
+)
+def test_what_is_no_request_to_a_proxy_ends_there(request_, tmp_path, fake):
+    with proxied(tmp_path, fake) as (net, proxy):
+        assert spoken(proxy, request_)[:12] in (b"", b"HTTP/1.1 400")
+        assert net.reached() == 0
+
+
+def test_a_connection_brings_no_more_than_it_may(tmp_path, fake):
+    with network(tmp_path, lambda _: lambda __: ok("x" * 2**22)) as (net, _):
+        fake.install(net.settings)
+        with guard.proxy(guard.Allowed(), max_bytes=2**20) as proxy:
+            port = urlsplit(proxy.url).port
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+                client.sendall(b"GET http://site.example/ HTTP/1.0\r\n\r\n")
+                size = 0
+                with contextlib.suppress(ConnectionError):
+                    while data := client.recv(2**16):
+                        size += len(data)
+        assert 2**19 < size < 2**21
+
+
+# --- fsspec -------------------------------------------------------------------------------------
+
+
+def open_everything(net, proxy, urls):
+    for url in urls:
+        options = guard.storage("http://site.example/", proxy)
+        files = fsspec.filesystem("http", **options)
+        with contextlib.suppress(Exception):  # whatever it is, it has not arrived
+            files.cat_file(url)
+
+
+def test_fsspec_goes_through_the_proxy_alone(tmp_path, fake, monkeypatch):
+    with proxied(tmp_path, fake) as (net, proxy):
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{net.port}")
+        files = fsspec.filesystem("http", **guard.storage("http://site.example/", proxy))
+        assert files.cat_file("http://site.example/") == b"public"
+        redirects = [f"http://site.example/to/{at}" for at in range(0, VECTORS, 3)]
+        moving = [f"http://{name}/{at}" for name in REBINDING for at in range(3)]
+        open_everything(net, proxy, [*net.urls()[::2], *redirects, *moving])
+        assert net.violations() == []
+        assert net.reached() > 20
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://x/y", "sftp://x/y", "simplecache::http://x/y", "zip://a::http://x/y", "github://o:r@/", "memory://x",
+     "file:///etc/passwd", "dask://x", "http://", "reference://x", "smb://x/y", "gs://x/y", "http:///x"],
+)  # fmt: skip
+def test_storage_that_is_not_known_to_obey_is_refused(url):
+    with pytest.raises(PipelineError, match=r"source\.path: .*expected"):
+        guard.storage(url, guard.Proxy("http://127.0.0.1:1"))
+
+
+def test_storage_of_s3_is_given_the_proxy_and_asks_no_metadata(monkeypatch):
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+    options = guard.storage("s3://bucket/key", guard.Proxy("http://127.0.0.1:1"))
+    assert set(options["config_kwargs"]["proxies"].values()) == {"http://127.0.0.1:1"}
+    assert os.environ["AWS_EC2_METADATA_DISABLED"] == "true"
+
+
+# --- git ----------------------------------------------------------------------------------------
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="no git on the PATH")
+
+
+def called(how, *arguments):
+    return subprocess.run(
+        ["git", *how.options, *arguments], env=how.environment, capture_output=True, timeout=60
+    )
+
+
+def clone_everything(net, proxy, folder, urls):
+    how = guard.git(proxy)
+    for at, url in enumerate(urls):
+        called(how, "clone", "--quiet", "--recurse-submodules", url, str(folder / str(at)))
+
+
+@needs_git
+def test_git_goes_through_the_proxy_alone(tmp_path, fake, monkeypatch):
+    with proxied(tmp_path, fake) as (net, proxy):
+        # What a user has set up is not asked: it could lead around the proxy.
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+        monkeypatch.setenv("GIT_CONFIG_KEY_0", "http.proxy")
+        monkeypatch.setenv("GIT_CONFIG_VALUE_0", "")
+        mark = tmp_path / "ran"
+        urls = [
+            *net.urls(["127.0.0.1", "localhost", "[::1]", "0x7f.1", "loop.example", "10.0.0.1"]),
+            *(f"http://site.example/to/{at}" for at in (0, 6, 19, 40)),
+            *(f"http://{name}/x.git" for name in list(REBINDING)[:4]),
+            *(
+                f"ext::sh -c touch% {mark}",
+                f"file://{tmp_path}",
+                str(tmp_path),
+                "ssh://127.0.0.1/x",
+            ),
+            *(f"git://127.0.0.1:{net.port}/x", f"127.0.0.1:{net.port}/x", "--upload-pack=touch"),
+        ]
+        clone_everything(net, proxy, tmp_path / "clones", urls)
+        assert net.violations() == []
+        assert net.reached() >= 4
+        assert not mark.exists()
+
+
+@needs_git
+def test_the_suite_sees_git_without_the_proxy(tmp_path, fake):
+    with proxied(tmp_path, fake) as (net, proxy):
+        how = guard.git(proxy)
+        direct = [word for word in how.options if not word.startswith("http.proxy=")]
+        options = [word for at, word in enumerate(direct) if direct[at : at + 2] != ["-c", "-c"]]
+        called(guard.Git(options, how.environment), "ls-remote", f"http://127.0.0.1:{net.port}/x")
+        assert "the canary" in net.violations()
+
+
+@needs_git
+def test_a_repository_on_this_machine_has_no_way_out(tmp_path, fake):
+    with proxied(tmp_path, fake) as (net, _):
+        how = guard.git(None)
+        work = tmp_path / "work"
+        for arguments in (
+            ["init", "-q", str(work)],
+            [
+                *("-C", str(work), "-c", "user.name=x", "-c", "user.email=x@x.org"),
+                *("commit", "-q", "--allow-empty", "-m", "x"),
+            ],
+        ):
+            assert called(how, *arguments).returncode == 0
+        (work / ".gitmodules").write_text(
+            f'[submodule "x"]\n path = x\n url = http://127.0.0.1:{net.port}/x\n'
+        )
+        done = called(how, "clone", "-q", "--recurse-submodules", str(work), str(tmp_path / "to"))
+        assert done.returncode == 0
+        assert called(how, "ls-remote", f"http://127.0.0.1:{net.port}/x").returncode != 0
+        assert net.violations() == []
+
+
+# --- Chromium -----------------------------------------------------------------------------------
+
+
+def everything_a_page_can_ask_for(net):
+    urls = json.dumps([*net.urls(HERE), *net.urls(INSIDE), *net.urls(list(REBINDING))])
+    script = """
+    const add = (tag, set) => { const node = document.createElement(tag); Object.assign(node, set);
+      document.body.append(node); };
+    const quiet = work => { try { const done = work(); done && done.catch && done.catch(() => 0); }
+      catch (error) {} };
+    const all = @ALL@;
+    for (const url of all) {
+      quiet(() => fetch(url, {mode: 'no-cors'}));
+      quiet(() => fetch(url, {mode: 'no-cors', method: 'POST', body: 'x', keepalive: true}));
+      quiet(() => { const ask = new XMLHttpRequest(); ask.open('GET', url); ask.send(); });
+      quiet(() => new WebSocket(url.replace('http', 'ws')));
+      quiet(() => new EventSource(url));
+      quiet(() => navigator.sendBeacon(url, 'x'));
+      quiet(() => import(url));
+      quiet(() => new Worker(URL.createObjectURL(new Blob([`importScripts('${url}')`]))));
+      quiet(() => new WebTransport(url.replace('http:', 'https:')));
+      quiet(() => new Image().src = url);
+      quiet(() => navigator.serviceWorker.register(url));
+      for (const rel of ['stylesheet', 'prefetch', 'preload', 'preconnect', 'dns-prefetch',
+          'modulepreload', 'manifest', 'icon', 'prerender'])
+        quiet(() => add('link', {rel, href: url, as: 'script'}));
+      quiet(() => add('iframe', {src: url}));
+      quiet(() => add('script', {src: url}));
+      quiet(() => add('object', {data: url}));
+      quiet(() => add('embed', {src: url}));
+      quiet(() => add('video', {src: url, autoplay: true}));
+      quiet(() => add('a', {href: url, ping: url, textContent: 'x'}));
+    }
+    quiet(() => { for (const name of ['RTCPeerConnection', 'webkitRTCPeerConnection'].filter(
+        name => self[name])) {
+      const call = new self[name]({iceServers: [{urls: 'stun:127.0.0.1:@PORT@'},
+        {urls: 'turn:127.0.0.1:@PORT@?transport=tcp', username: 'x', credential: 'x'}]});
+      call.createDataChannel('x'); call.createOffer().then(o => call.setLocalDescription(o)); } });
+    quiet(() => window.open(all[0]));
+    const frame = document.createElement('iframe');
+    frame.srcdoc = `<meta http-equiv=refresh content="0; url=${all[0]}"><form id=f method=post
+      action="${all[1]}"></form><script>f.submit()</scr` + 'ipt>';
+    document.body.append(frame);
+    document.getElementById('root').textContent = 'Asked for all of it. '.repeat(20);
+    setTimeout(() => { location = all[0]; }, 2000);
+    """
+    return script.replace("@ALL@", urls).replace("@PORT@", str(net.port))
+
+
+def draw_everything(tmp_path, monkeypatch, guard_off=False):
+    held = []
+
+    def answer(asked):
+        if asked.path == "/ask.js":
+            return ok(everything_a_page_can_ask_for(held[0]), "text/javascript")
+        if asked.path == "/":
+            return ok('<div id="root"></div><script src="/ask.js"></script>')
+        return MISSING
+
+    with network(tmp_path, lambda _: answer, guard_off) as (net, log):
+        held.append(net)
+        monkeypatch.setenv("FAKE_NET", str(net.file))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests/fake_net"), str(ROOT)]))
+        with contextlib.suppress(PipelineError):  # the page that leads away is none
+            crawled(
+                tmp_path / "out",
+                url="http://site.example/",
+                allow_hosts=[],
+                render="auto",
+                obey_robots=False,
+                timeout_s=20.0,
+            )
+        assert "/ask.js" in {asked.path for asked in log}
+        return net.violations()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on the PATH")
+def test_nothing_that_a_page_asks_for_in_a_browser_leads_inside(tmp_path, monkeypatch):
+    assert draw_everything(tmp_path, monkeypatch) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on the PATH")
+def test_the_suite_sees_a_browser_without_a_guard(tmp_path, monkeypatch):
+    assert "the canary" in draw_everything(tmp_path, monkeypatch, guard_off=True)
