@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from selectolax.lexbor import LexborHTMLParser
 
-from stages.crawl import lists, traps
+from stages.crawl import lists, screen, traps
 from stages.crawl.asking import Asker
 from stages.crawl.pages import Answer, Answered, Body, Crawl, Role
 from stages.crawl.site import Filter, Site, feeds_of, may_be_page
@@ -212,7 +212,10 @@ class Walk:
             return
         if self._site.resolve(url, url) is None:
             return  # one hop out
-        tree = LexborHTMLParser(body.text())
+        html = body.text()
+        if screen.fault(html):
+            return  # which the stage counts
+        tree = LexborHTMLParser(html)
         for href in self._site.hrefs(tree, url):
             link = self._resolve(*href)
             if link is not None and may_be_page(link):

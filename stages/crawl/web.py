@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from stages.core import config, progress, store
 from stages.core.errors import PipelineError
+from stages.crawl import screen
 from stages.crawl.extract import extract
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Answered, Body, Crawl
@@ -223,6 +224,8 @@ def parse(source: Web, address: str, body: Body) -> list[Page]:
     if not Filter.of(source.include, source.exclude).keeps(address):
         raise UnreadableError("excluded")  # the start page, which is read for its links
     html = body.text()
+    if (fault := screen.fault(html)) is not None:
+        raise UnreadableError(fault)
     if needs_browser(html):
         raise UnreadableError("javascript", "a browser draws it: source.render")
     return [extract(html, address, _site(source, address))]

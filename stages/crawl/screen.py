@@ -1,0 +1,92 @@
+"""Which HTML no parser is given: such as is built so that reading it takes for ever.
+
+A parser's time grows with the square of a page's depth and of a tag's attributes, and the spider
+reads pages for their links in its own process. Browsers stop at a depth of 512 elements too.
+"""
+
+import re
+
+MAX_DEPTH = 512
+MAX_ATTRIBUTES = 4096
+"""Of one tag."""
+SMALL_CHARS = 128 * 2**10
+"""A page up to this length costs a second at worst, and is not looked at."""
+
+_NAME = r"[a-zA-Z][^\s/>]*+"
+_VALUE = r"(?:\"[^\"]*+(?:\"|\Z)|'[^']*+(?:'|\Z)|[^\s>\"'][^\s>]*+)?+"
+_ATTRIBUTE = rf"[^\s/>][^\s/>=]*+(?:\s*+=\s*+{_VALUE})?+"
+# As the standard reads them, in one pass: what is not closed goes on to the end.
+_TOKEN = re.compile(
+    r"<(script|style|textarea|title|xmp|iframe|noembed|noframes)(?=[\s/>]).*?(?:</\1(?=[\s/>])|\Z)"
+    r"|<!--.*?(?:-->|\Z)"
+    rf"|<(/?+)({_NAME})((?:[\s/]*+{_ATTRIBUTE})*+)[\s/]*+(?:>|\Z)",
+    re.I | re.S,
+)
+_ONE_ATTRIBUTE = re.compile(_ATTRIBUTE)
+_VOID = frozenset(
+    (
+        *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param"),
+        *("source", "track", "wbr"),
+    )
+)
+_ENDED_BY_THE_NEXT = frozenset(
+    ("a", "dd", "dt", "li", "nobr", "option", "p", "tbody", "td", "tfoot", "th", "thead", "tr")
+)
+_FOREIGN = frozenset(("svg", "math"))
+_NEVER_FOREIGN = frozenset(
+    (
+        *("b", "big", "blockquote", "body", "br", "center", "code", "dd", "div", "dl", "dt", "em"),
+        *("embed", "font", "h1", "h2", "h3", "h4", "h5", "h6", "head", "hr", "i", "img", "li"),
+        *("listing", "menu", "meta", "nobr", "ol", "p", "pre", "ruby", "s", "small", "span"),
+        *("strong", "strike", "sub", "sup", "table", "tt", "u", "ul", "var"),
+    )
+)
+
+
+def fault(html: str) -> str | None:
+    """Why a page is not to be parsed; None for what people and their programs write."""
+    if len(html) <= SMALL_CHARS:
+        return None
+    open_names: list[str] = []
+    counts: dict[str, int] = {}
+    for token in _TOKEN.finditer(html):
+        closing, name, attributes = token.group(2, 3, 4)
+        if name is None:
+            continue
+        name = name.lower()
+        if closing:
+            if counts.get(name, 0):
+                _close(name, open_names, counts)
+            continue
+        if len(attributes) > MAX_ATTRIBUTES and _has_many(attributes):
+            return "too_many_attributes"
+        if name in _NEVER_FOREIGN:
+            for foreign in _FOREIGN:
+                if counts.get(foreign, 0):
+                    _close(foreign, open_names, counts)
+        elif html[token.end() - 2 : token.end()] == "/>" and any(map(counts.get, _FOREIGN)):
+            continue
+        if name in _VOID:
+            continue
+        if name in _ENDED_BY_THE_NEXT:
+            while open_names and open_names[-1] in _ENDED_BY_THE_NEXT and counts.get(name, 0):
+                _close(open_names[-1], open_names, counts)
+        open_names.append(name)
+        counts[name] = counts.get(name, 0) + 1
+        if len(open_names) > MAX_DEPTH:
+            return "too_deep"
+    return None
+
+
+def _close(name: str, open_names: list[str], counts: dict[str, int]) -> None:
+    """Close the innermost element of a name, and all that stands open in it."""
+    while True:
+        last = open_names.pop()
+        counts[last] -= 1
+        if last == name:
+            return
+
+
+def _has_many(attributes: str) -> bool:
+    found = _ONE_ATTRIBUTE.finditer(attributes)
+    return any(number > MAX_ATTRIBUTES for number, _ in enumerate(found, 1))
