@@ -324,5 +324,5 @@ def test_a_source_that_fails_leaves_the_others_as_they_are(tmp_path: Path) -> No
         cfg, good = sections(url=f"{origin}/docs/", name="good")
         _, bad = sections(url=f"{origin}/nothing/", name="bad")
         with pytest.raises(PipelineError, match="answers 404"):
-            fetching.refresh(cfg, [good, bad], path)
+            fetching.refresh(cfg, good, [good, bad], path)
         assert list(snapshot.read(path)) == ["good"]
