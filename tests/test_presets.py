@@ -89,13 +89,14 @@ def about(title: str, number: int) -> str:
 
 
 @contextmanager
-def site(*titles: str, **more: str) -> Iterator[str]:
+def site(*titles: str, script: str = "", **more: str) -> Iterator[str]:
     """A site on loopback, a page for each title; its address."""
     links = link(*(f"{title}.html" for title in titles), *(f"{name}.html" for name in more))
 
     def answers(origin: str) -> dict[str, Any]:
         pages = {"/": ok(page("Start", links)), "/docs/": ok(page("Home"))}
         pages |= {f"/{title}.html": ok(about(title, n)) for n, title in enumerate(titles, 1)}
+        pages["/app.js"] = ok(script, "text/javascript")
         return pages | {f"/{name}.html": ok(body) for name, body in more.items()}
 
     with serving(answers) as (origin, _):
@@ -177,12 +178,9 @@ def test_a_bot_for_a_site_that_javascript_draws(tmp_path):
     if not shutil.which("chromium"):
         pytest.skip("needs Chromium: apt-get install chromium")
     drawn = about("Hammer", 8).partition("<main>")[2].partition("</main>")[0]
-    shell = (
-        "<!doctype html><title>Hammer</title><div id=app></div><script>"
-        f"document.getElementById('app').innerHTML = {json.dumps('<main>' + drawn + '</main>')}"
-        "</script>"
-    )
-    with site(*TITLES, Hammer=shell) as url:
+    shell = "<!doctype html><title>Hammer</title><div id=app></div><script src=app.js></script>"
+    script = f"document.getElementById('app').innerHTML = {json.dumps(f'<main>{drawn}</main>')}"
+    with site(*TITLES, Hammer=shell, script=script) as url:
         ran = Ran(
             tmp_path, "company_site", f"source.url={url}", "source.allow_hosts=[127.0.0.1]", *LOCAL
         )
