@@ -152,10 +152,10 @@ class Training:
 
     @property
     def newest(self) -> Path:
-        """The checkpoint that Axolotl would take."""
+        """The newest whole checkpoint: a kill may have torn one above it already."""
         assert self.work
         found = checkpoints.numbered(self.work / "tune/model")
-        return found[max(found)]
+        return max((n, p) for n, p in found.items() if (p / checkpoints.SEAL).exists())[1]
 
     def listen(self) -> None:
         """Keep the report beyond the training's end: by a second name of the file."""
