@@ -109,7 +109,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         num_parameters = make_base(Path("base"), SHAPE if not quick else {**SHAPE, "num_layers": 1})
-        write_examples(160 if quick else 640)
+        write_examples(160 if quick else 480)
         print(f"a Llama of {num_parameters / 1e6:.1f}M parameters, micro batch 8, context 256\n")
         print(f"{'':<26}{'wall s':>8}{'steps s':>9}{'fixed s':>9}{'tokens/s':>10}{'peak MB':>9}")
         if quick:
