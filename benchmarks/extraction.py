@@ -268,7 +268,7 @@ def manual(
         for path, _ in written
     ]
     run = extractors(of_manuals=True)
-    outputs, costs = measure(pages, run, 1 if quick else 3, 50)
+    outputs, costs = measure(pages, run, 1 if quick else 3, 30)
     for name in run:
         spent.setdefault(name, [0.0] * len(costs[name]))
         spent[name] = [sum(two) for two in zip(spent[name], costs[name], strict=True)]
