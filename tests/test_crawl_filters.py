@@ -175,14 +175,14 @@ def test_an_error_page_with_status_200_is_told_by_what_it_says(
     kind: str, title: str, text: str
 ) -> None:
     found = page("https://a.example/x", *text.split("\n\n"), title=title)
-    assert filters.flaw(found, loaded(), True) == ("error_page", kind)
-    assert filters.flaw(found, loaded(min_chars=0), False) is None
+    assert filters.flaw(found, loaded(), True, True) == ("error_page", kind)
+    assert filters.flaw(found, loaded(min_chars=0), False, True) is None
 
 
 @pytest.mark.parametrize(("title", "text"), REAL)
 def test_a_page_about_errors_is_no_error_page(title: str, text: str) -> None:
     found = page("https://a.example/x", *text.split("\n\n"), title=title)
-    assert filters.flaw(found, loaded(min_chars=0), True) is None
+    assert filters.flaw(found, loaded(min_chars=0), True, True) is None
 
 
 ENGLISH = "The server answers each question with the page on which it is written. " * 4
@@ -193,21 +193,28 @@ FRENCH = "Le serveur répond à chaque question avec la page où la réponse est
 def test_other_languages_are_left_out_where_some_are_asked_for() -> None:
     for text, language in ((ENGLISH, "en"), (GERMAN, "de"), (FRENCH, "fr")):
         found = page("x", text)
-        assert filters.flaw(found, loaded(), True) is None
-        assert filters.flaw(found, loaded(languages=[language]), True) is None
+        assert filters.flaw(found, loaded(), True, True) is None
+        assert filters.flaw(found, loaded(languages=[language]), True, True) is None
         other = "en" if language != "en" else "de"
-        assert filters.flaw(found, loaded(languages=[other]), True) == ("wrong_language", language)
+        assert filters.flaw(found, loaded(languages=[other]), True, True) == (
+            "wrong_language",
+            language,
+        )
 
 
 def test_code_and_a_few_words_tell_no_language() -> None:
+    assert filters.flaw(page("x", GERMAN), loaded(languages=["en"]), True, False) is None
     code = page("x", "# Start", "```\n" + GERMAN + "\n```", ENGLISH)
-    assert filters.flaw(code, loaded(languages=["en"]), True) is None
+    assert filters.flaw(code, loaded(languages=["en"]), True, True) is None
     short = page("x", GERMAN[:120])
-    assert filters.flaw(short, loaded(languages=["en"]), True) is None
+    assert filters.flaw(short, loaded(languages=["en"]), True, True) is None
 
 
 def test_a_short_page_is_counted_as_such() -> None:
-    assert filters.flaw(page("x", "Few words."), loaded(), True) == ("too_short", "10 characters")
+    assert filters.flaw(page("x", "Few words."), loaded(), True, True) == (
+        "too_short",
+        "10 characters",
+    )
 
 
 # --- pages beside each other -------------------------------------------------------------------

@@ -289,7 +289,8 @@ def leaks_of_a_run(folder: Path, **scrubbing: list[str]) -> tuple[dict[str, list
     (data / "synthesize").mkdir()
     synthesize.run(
         load(params, "synthesize", synthesize.Config), llm.Outline(kind="outline"),
-        embedding.NoEmbedder(kind="none"), documents, data / "split/training.jsonl",
+        embedding.NoEmbedder(kind="none"), documents, data / "crawl/imported.jsonl",
+        data / "split/training.jsonl",
         data / "split/retrieval.jsonl", folder / "review.jsonl", folder / "testset.jsonl",
         data / "synthesize",
     )  # fmt: skip

@@ -17,6 +17,7 @@ from stages.core.records import Document, Imported, Reject, identify
 from stages.crawl import fetching, filters, parsed, workers
 from stages.crawl import snapshot as snapshots
 from stages.crawl import source as sources
+from stages.crawl.files import Files
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Body, Pages
 from stages.crawl.scrub import clean, scrub
@@ -162,17 +163,17 @@ def _sifted(
     cfg: Config, part: Single, pages: dict[str, Page]
 ) -> tuple[dict[str, Page], dict[str, tuple[str, str]]]:
     """The pages worth keeping, and the reason and detail of every other one."""
-    of_site = isinstance(part, Web)
+    of_site, of_prose = isinstance(part, Web), isinstance(part, Web | Files)
     if of_site:
         pages = filters.titled(pages)
         if cfg.boilerplate_share is not None:
             pages = filters.without_boilerplate(pages, cfg.boilerplate_share)
-    flaws = {url: filters.flaw(page, cfg, of_site) for url, page in pages.items()}
+    flaws = {url: filters.flaw(page, cfg, of_site, of_prose) for url, page in pages.items()}
     failures = {url: flaw for url, flaw in flaws.items() if flaw is not None}
     pages = {url: page for url, page in pages.items() if url not in failures}
     same = {url: ("duplicate", f"of {kept}") for url, kept in duplicates(pages).items()}
     pages = {url: page for url, page in pages.items() if url not in same}
-    if cfg.near_duplicate is not None:
+    if cfg.near_duplicate is not None and of_prose:  # two functions may well be alike
         near = filters.near_duplicates(pages, cfg.near_duplicate)
         same |= {url: ("near_duplicate", f"of {kept}") for url, kept in near.items()}
     return {url: page for url, page in pages.items() if url not in same}, failures | same

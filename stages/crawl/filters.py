@@ -117,14 +117,17 @@ def _without(page: Page, repeated: set[str]) -> Page:
 # --- pages by themselves -----------------------------------------------------------------------
 
 
-def flaw(page: Page, cfg: Config, of_site: bool) -> tuple[str, str] | None:
-    """The first reason against a page by itself, with its detail; errors are a site's only."""
+def flaw(page: Page, cfg: Config, of_site: bool, of_prose: bool) -> tuple[str, str] | None:
+    """The first reason against a page by itself, with its detail.
+
+    Only a site has pages of errors, and only prose (no code, no row of a table) a language.
+    """
     kind = error(page) if of_site else ""
     if kind:
         return "error_page", kind
     if len(page.text) < cfg.min_chars and not page.pairs:  # an answer may be short
         return "too_short", f"{len(page.text)} characters"
-    return foreign(page, cfg)
+    return foreign(page, cfg) if of_prose else None
 
 
 _ERRORS: dict[str, re.Pattern[str]] = {

@@ -70,7 +70,7 @@ class Scrub(config.Base):
     Hugging Face, npm, PyPI, SendGrid), `jwt`, `private_key`, `url_credentials`, `secret` (a random
     value that is given to a password or a key). Empty: nothing."""
     allow: list[Pattern]
-    """Regular expressions: a finding in which one of them matches is kept, as `@acme\\.com$`."""
+    """Regular expressions: a finding in which one of them matches is kept, as `@acme[.]io$`."""
 
 
 class Config(config.Base):
