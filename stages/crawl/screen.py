@@ -9,6 +9,8 @@ import re
 MAX_DEPTH = 512
 MAX_ATTRIBUTES = 4096
 """Of one tag."""
+MAX_TAGS = 2_000_000
+"""Openings and endings; each opening takes some 200 bytes of memory."""
 SMALL_CHARS = 128 * 2**10
 """A page up to this length costs a second at worst, and is not looked at."""
 
@@ -47,6 +49,8 @@ def fault(html: str) -> str | None:
     """Why a page is not to be parsed; None for what people and their programs write."""
     if len(html) <= SMALL_CHARS:
         return None
+    if html.count("<") > MAX_TAGS:
+        return "too_many_tags"
     open_names: list[str] = []
     counts: dict[str, int] = {}
     for token in _TOKEN.finditer(html):
