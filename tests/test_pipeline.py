@@ -74,7 +74,9 @@ def test_the_metrics_and_the_plots_are_there_for_dvc(project):
     shown = json.loads(sh(project, "dvc", "metrics", "show", "--json").stdout)
     assert "tuned" in json.dumps(shown)
     page = sh(project, "dvc", "plots", "show", "--json").stdout
-    assert set(json.loads(page)["data"]) == {"training loss", "ROUGE-L by system"}
+    assert set(json.loads(page)["data"]) == {
+        *("training loss", "learning rate", "ROUGE-L by system")
+    }
 
 
 def test_the_report_the_answers_and_a_version_of_the_model_are_in_mlflow(project):
