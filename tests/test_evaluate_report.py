@@ -237,7 +237,7 @@ def test_a_scratch_model_is_said_to_know_nothing_else():
         pretrain_learning_rate=1e-3,
         format=None,
     )
-    assert "knows nothing" in report.describe(scratch)
+    assert "knows nothing" in report.describe(scratch, {"engine": "embedded"})
     hub = model.Hub(
         kind="hub",
         id="org/m",
@@ -250,7 +250,7 @@ def test_a_scratch_model_is_said_to_know_nothing_else():
         trained_answers="all",
         format=None,
     )
-    assert report.describe(hub) == "Base: org/m of the hub, revision abc."
+    assert report.describe(hub, {"engine": "tgi"}) == "Base: org/m of the hub, revision abc."
 
 
 def test_hostile_texts_are_shown_and_do_nothing():

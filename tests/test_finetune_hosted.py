@@ -23,6 +23,7 @@ from stages.answer import endpoint
 from stages.core import config, store
 from stages.core.errors import PipelineError
 from stages.core.records import Message
+from stages.evaluate import report
 from stages.finetune import hosted
 
 FAST: dict[str, Any] = {"poll_s": 0.01, "backoff_s": 0.001, "max_attempts": 5, "timeout_s": 5}
@@ -304,6 +305,9 @@ def test_the_tuned_model_is_deployed_asked_and_kept_where_it_is(workspace: Works
         assert said["models"]["tuned"]["id"] == "ft:gpt-4.1-mini-2025-04-14:docent:ftjob-1"
         assert "sk-secret" not in manifest.read_text()
         assert endpoint.identity(said, "base") != endpoint.identity(said, "tuned")
+        assert report.describe(model_config(), said) == (
+            f"Base: gpt-4.1-mini-2025-04-14 at {server.address}, where it was tuned too."
+        )
         with endpoint.start(manifest) as models:
             question = [Message(role="user", content="alpha?")]
             answer = models.complete("tuned", question, max_tokens=8)

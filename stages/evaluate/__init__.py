@@ -143,7 +143,9 @@ def run(
     _write_for_dvc(summary, out)
 
     judged = verdict.judge(list(ways), examples, scores, verdict.METRIC, cfg.seed, cfg.resamples)
-    judged["base"] = report.describe(model) if endpoint else "No model of ours was asked."
+    judged["base"] = "No model of ours was asked."
+    if endpoint:
+        judged["base"] = report.describe(model, store.read_json(endpoint))
     if measured.general:
         judged["forgetting"] = verdict.forgetting(measured.general)
     if champion:

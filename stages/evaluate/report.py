@@ -184,8 +184,11 @@ class Changes:
     losses: tuple[Change, ...]
 
 
-def describe(cfg: Any) -> str:
+def describe(cfg: Any, endpoint: Mapping[str, Any]) -> str:
     """Which base model the systems stand on, in one sentence."""
+    if endpoint["engine"] == "hosted":
+        base, where = endpoint["models"]["base"]["id"], endpoint["settings"]["base_url"]
+        return f"Base: {base} at {where}, where it was tuned too."
     match cfg:
         case model.Scratch():
             return (
