@@ -132,7 +132,7 @@ def _ours(url: str, out: Path, max_pages: int, whole: bool) -> None:
         for name, option in (("crawl", "default"), ("source", "web"))
     }
     params["crawl"] |= {"delay_s": 0.0, "max_pages": max_pages, "obey_robots": False}
-    params["source"] |= {"url": url, "lists": []}
+    params["source"] |= {"url": url, "lists": [], "allow_hosts": ["127.0.0.1"]}
     cfg = config.load(params, "crawl", crawl.Config)
     source = config.load(params, "source", crawl.Source)
     snapshot = out / "snapshot.json"

@@ -76,10 +76,11 @@ def responding(
     respond: Callable[[str], Responder],
     wait_s: Callable[[str], float] = lambda path: 0.0,
     halfway: Callable[[str], None] = lambda path: None,
+    finished: Callable[[str], None] = lambda path: None,
 ) -> Iterator[tuple[str, list[Asked]]]:
     """A server that answers as it is told; its address, and the log.
 
-    `halfway` is called when half of a body is sent.
+    `halfway` is called when half of a body is sent, `finished` when there is no more to send.
     """
     log: list[Asked] = []
     closing = threading.Event()
@@ -90,8 +91,14 @@ def responding(
         def do_GET(self) -> None:
             asked = Asked(self.path, {name.lower(): v for name, v in self.headers.items()})
             log.append(asked)
-            closing.wait(wait_s(self.path))
-            status, headers, body = answer(asked)
+            try:
+                closing.wait(wait_s(self.path))
+                self._send(answer(asked))
+            finally:
+                finished(self.path)
+
+        def _send(self, told: Answer) -> None:
+            status, headers, body = told
             data = body.encode() if isinstance(body, str) else body
             self.send_response(status)
             for name, value in headers.items():

@@ -91,15 +91,27 @@ class Killer:
             self._under_way += 1
             self._changed.notify_all()
             life = len(self.asked) - 1
-        try:
-            if self._due(life):
-                self._hold(life)
-            time.sleep(0.002)
-            return answer_of(asked.path)
-        finally:
-            with self._changed:
-                self._under_way -= 1
-                self._changed.notify_all()
+        if self._due(life) and not self.kills[life].in_body:
+            self._hold(life)
+        time.sleep(0.002)
+        return answer_of(asked.path)
+
+    def halfway(self, path: str) -> None:
+        """Called when half of a body is sent."""
+        life = len(self.asked) - 1
+        if self._due(life) and self.kills[life].in_body:
+            self._hold(life)
+
+    def finished(self, path: str) -> None:
+        """Called when an answer is sent, or when nobody takes it."""
+        with self._changed:
+            self._under_way -= 1
+            self._changed.notify_all()
+
+    def next_life(self) -> None:
+        """Begin a new list, once the spider has ended too, as the lock of a refresh has it."""
+        with self._changed:
+            self.asked.append([])
 
     def _due(self, life: int) -> bool:
         """Is this life of the crawler to be ended now?"""
@@ -108,22 +120,17 @@ class Killer:
         return len(self.asked[life]) >= self.kills[life].at_request
 
     def _hold(self, life: int) -> None:
-        """Hold the answer until enough are under way, then kill; or when half of it is sent."""
+        """Hold an answer until enough are under way, and kill then.
+
+        A level may be narrower than that: the kill is for one of the next then.
+        """
         kill = self.kills[life]
         with self._changed:
-            # What is left of the site may be less than the trial wants under way.
-            self._changed.wait_for(
-                lambda: self._under_way >= kill.under_way or self.killed > life, timeout=1.0
+            enough = self._changed.wait_for(
+                lambda: self._under_way >= kill.under_way or self.killed > life, timeout=0.4
             )
-            if self._due(life) and not kill.in_body:
+            if enough and self._due(life):
                 self._end(kill)
-
-    def halfway(self, path: str) -> None:
-        """Called when half of a body is sent."""
-        with self._changed:
-            life = len(self.asked) - 1
-            if self._due(life) and self.kills[life].in_body:
-                self._end(self.kills[life])
 
     def _end(self, kill: Kill) -> None:
         assert self.process is not None
@@ -150,7 +157,11 @@ def trial(tmp_path: Path, kills: list[Kill], plant: str = "") -> list[str]:
         return lambda asked: answering[0].respond(asked)
 
     # One address for both: it is part of what is compared.
-    with responding(respond, halfway=lambda path: answering[0].halfway(path)) as (origin, _):
+    with responding(
+        respond,
+        halfway=lambda path: answering[0].halfway(path),
+        finished=lambda path: answering[0].finished(path),
+    ) as (origin, _):
         expected = lives(undisturbed, origin, tmp_path / "undisturbed", "")
         answering[0] = killer
         ended = lives(killer, origin, tmp_path / "killed", plant)
@@ -199,7 +210,7 @@ def lives(killer: Killer, origin: str, folder: Path, plant: str) -> dict[str, by
         if killer.killed == killed:
             assert process.returncode == 0, said.decode()
             break
-        killer.asked.append([])
+        killer.next_life()
     written = [snapshot, *sorted((folder / "out").iterdir())]
     return {file.name: file.read_bytes() for file in written}
 

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from dag import copy_of_the_tree, sh
 from sites import (
     MISSING,
     PUBLIC,
@@ -26,6 +28,7 @@ from sites import (
 )
 
 from stages import crawl
+from stages.core import config
 from stages.core.errors import PipelineError
 from stages.core.records import Document
 from stages.core.store import read
@@ -326,3 +329,69 @@ def test_a_source_that_fails_leaves_the_others_as_they_are(tmp_path: Path) -> No
         with pytest.raises(PipelineError, match="answers 404"):
             fetching.refresh(cfg, good, [good, bad], path)
         assert list(snapshot.read(path)) == ["good"]
+
+
+# --- the commands ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_run_fetches_what_is_missing_and_dvc_names_the_remedy(tmp_path: Path) -> None:
+    project = copy_of_the_tree(tmp_path)
+    (project / "data/site").mkdir()  # a dependency that this source does not read
+
+    def respond(origin: str) -> Responder:
+        return lambda asked: ok(page("Start")) if asked.path == "/docs/" else MISSING
+
+    with responding(respond) as (origin, log):
+        site = ["source=web", f"source.url={origin}/docs/", "source.allow_hosts=[127.0.0.1]"]
+        sh(project, sys.executable, "-m", "stages", "params", *site)
+        failed = sh(project, "dvc", "repro", "-s", "crawl", check=False)
+        assert failed.returncode != 0
+        assert "does not hold the source 'web': `make refresh` fetches it" in failed.stderr
+        assert log == []  # DVC never fetches
+
+        missing = (
+            "import sys; from stages import pipeline; words = sys.argv[1:];"
+            "pipeline._refresh_missing(pipeline.compose(words), words)"
+        )
+        fetched = sh(project, sys.executable, "-c", missing, *site)
+        assert "web: fetching source.url" in fetched.stderr and "web: 1 new" in fetched.stderr
+        assert f"new      {origin}/docs/" in fetched.stdout
+        count = len(log)
+        assert sh(project, sys.executable, "-c", missing, *site).stderr == ""
+        assert len(log) == count  # the snapshot holds it
+
+        said = sh(project, sys.executable, "-m", "stages", "refresh", "--json", *site)
+        (change,) = json.loads(said.stdout)
+        assert (change["source"], change["unchanged"], change["gone"]) == ("web", 1, [])
+    sh(project, "dvc", "repro", "-s", "crawl")  # the site is down
+    rows = read(project / "data/crawl/documents.jsonl", Document)
+    assert [row.url for row in rows] == [f"{origin}/docs/"]
+
+
+def test_several_sources_are_read_together(tmp_path: Path) -> None:
+    folders = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "index.html").write_text(page(f"Start of {name}"))
+        (folder / "docs").mkdir()
+        (folder / "docs/index.html").write_text(page(f"Navigation of {name}"))
+        folders.append(folder)
+    _, web = sections()
+    rows = [
+        web.model_dump() | {"name": f.name, "serve_dir": str(f), "public_url": f"{PUBLIC}{f.name}"}
+        for f in folders
+    ]
+    params = {"source": {"kind": "many", "sources": rows}}
+    cfg, _ = sections(near_duplicate=None)
+    source = config.load(params, "source", crawl.Source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(tmp_path))
+        metrics = crawl.run(cfg, source, snapshot_beside(tmp_path / "out"), tmp_path / "out")
+    assert metrics["num_documents"] == 4
+    found = {(row.source, row.title) for row in read(tmp_path / "out/documents.jsonl", Document)}
+    assert ("one", "Start of one") in found and ("two", "Navigation of two") in found
+    rows[1]["name"] = "one"
+    with pytest.raises(PipelineError, match="two sources are named one: each needs its own"):
+        config.load(params, "source", crawl.Source)
