@@ -25,7 +25,7 @@ from stages.core import config, formats, progress, store
 from stages.core import model as base
 from stages.core.errors import PipelineError
 from stages.core.records import Assignment, Document, Example, Message, Preference, Reject
-from stages.finetune import failures, hardware, recipe, scratch, trainer
+from stages.finetune import failures, hardware, passthrough, recipe, scratch, trainer
 from stages.finetune.hardware import CPU
 
 ROOT = Path(__file__).parents[1]
@@ -191,7 +191,7 @@ def rendered_by(
 
 
 @settings(deadline=None)
-@given(st.sampled_from(sorted(recipe.OWNED)), st.integers())
+@given(st.sampled_from(sorted(passthrough.OWNED)), st.integers())
 def test_a_passed_through_key_that_is_ours_is_an_error_that_names_both(
     key: str, value: int
 ) -> None:
@@ -199,7 +199,7 @@ def test_a_passed_through_key_that_is_ours_is_an_error_that_names_both(
     with pytest.raises(PipelineError) as error:
         rendered_by(cfg, model_config(), has_validation=True)
     assert f"finetune.axolotl.{key}: {value}" in str(error.value)
-    assert recipe.OWNED[key] in str(error.value)
+    assert passthrough.OWNED[key] in str(error.value)
 
 
 @pytest.mark.parametrize("option", ["full", "lora"])

@@ -6,17 +6,14 @@ from typing import Any, Literal
 import yaml
 
 from stages.core import model as base
-from stages.core.errors import PipelineError
 from stages.finetune import hardware
 from stages.finetune.hardware import Machine
+from stages.finetune.passthrough import ADAPTERS, refuse_owned, untouched
 from stages.finetune.settings import Config, CptThenSft, Dpo, Full, Zero
 
 PLUGIN = "docent_axolotl.Plugin"
 PRETRAINING_BATCH_SIZE = 2
 """Sequences a step; the documents are few, and small steps learn most from each pass."""
-
-ADAPTERS = ("lora_", "peft_")
-"""How Axolotl's keys begin that shape an adapter."""
 
 Name = Literal["cpt", "tune", "dpo"]
 
@@ -241,13 +238,6 @@ def plugged(recipe: dict[str, Any], shaped: dict[str, Any]) -> dict[str, Any]:
     return recipe | {"plugins": list(dict.fromkeys(plugins))}
 
 
-def untouched(cfg: Config) -> dict[str, Any]:
-    """The keys of the pass-through, but for those of an adapter where there is none."""
-    if cfg.adapter:
-        return cfg.axolotl
-    return {k: v for k, v in cfg.axolotl.items() if not k.startswith(ADAPTERS)}
-
-
 def optimizer(cfg: Config, model: base.Config) -> str:
     """Muon for a scratch model: 390 steps took its loss to 2.6, and with AdamW to 5.1.
 
@@ -282,58 +272,6 @@ def deepspeed(zero: Zero) -> dict[str, Any]:
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
     }
-
-
-# --- the pass-through --------------------------------------------------------------------------
-
-OWNED = {
-    "base_model": "model.id or model.path",
-    "revision_of_model": "model.revision",
-    "reinit_weights": "model.kind",
-    "chat_template": "model.chat_template",
-    "chat_template_jinja": "model.chat_template",
-    "eot_tokens": "model.end_of_turn",
-    "sequence_len": "model.context_tokens",
-    "adapter": "finetune.kind",
-    "load_in_4bit": "finetune.kind",
-    "rl": "finetune.kind",
-    "rl_beta": "finetune.dpo_beta",
-    "lora_model_dir": "finetune.init_adapter",
-    **{
-        key: f"finetune.{key}"
-        for key in (
-            "num_epochs",
-            "micro_batch_size",
-            "gradient_accumulation_steps",
-            "learning_rate",
-            "warmup_ratio",
-            "seed",
-            "deepspeed",
-            "save_steps",
-            "lora_r",
-            "lora_alpha",
-        )
-    },
-    "eval_batch_size": "finetune.micro_batch_size",
-    **dict.fromkeys(
-        ("save_strategy", "save_total_limit", "auto_resume_from_checkpoints"),
-        "finetune.save_steps",
-    ),
-    **dict.fromkeys(
-        ("datasets", "test_datasets", "val_set_size", "eval_strategy"),
-        "the examples of the synthesize stage",
-    ),
-    **dict.fromkeys(("output_dir", "dataset_prepared_path"), "Docent's own files"),
-}
-"""Axolotl's keys that are ours to render, and from which of our keys."""
-
-
-def refuse_owned(cfg: Config) -> None:
-    for key in sorted(set(cfg.axolotl) & set(OWNED)):
-        raise PipelineError(
-            f"finetune.axolotl.{key}: {cfg.axolotl[key]!r}: this key is rendered from "
-            f"{OWNED[key]}: set it there, and remove it here"
-        )
 
 
 def render(recipe: dict[str, Any]) -> str:
