@@ -368,11 +368,11 @@ def train_on_cpu(cfg: Any) -> None:
 
     if cfg.get("deepspeed"):
         import deepspeed.comm  # type: ignore[import-not-found]
-        import deepspeed.comm.torch  # type: ignore[import-not-found]
 
         # A kernel for inference alone, which takes g++ a minute; one that is killed meanwhile
         # leaves a lock that every later start waits for without end.
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        # By its name: the attribute `torch` of the package is torch itself.
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
 
         init = deepspeed.comm.init_distributed
 
