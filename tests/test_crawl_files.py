@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pptx.util import Inches
 from rs_bpe.bpe import openai
-from sites import parse_here, refresh_and_run
+from sites import ok, parse_here, refresh_and_run, serving
 
 from stages import crawl
 from stages.core import config
@@ -837,6 +837,35 @@ def test_a_path_that_is_not_there_and_a_folder_without_files_are_named(tmp_path)
     (tmp_path / "in").mkdir()
     with pytest.raises(PipelineError, match=r"source.path: '.*in': no file is there that source."):
         crawled(tmp_path / "out", tmp_path / "in")
+
+
+# --- files at an address -----------------------------------------------------------------------
+
+
+def shared(notes: str = "The notes say: ") -> Any:
+    """A server that lists files, with a tag for each; one file fails when `notes` is empty."""
+    listed = "".join(f'<a href="{name}">x</a>' for name in ("a.md", "sub/w.pdf", "c.png", "/up.md"))
+    answers = {"/in/": ok(listed), "/in/sub/": ok("")}
+    answers["/in/sub/w.pdf"] = ok(paper(), "application/pdf", ETag='"w1"')
+    body = f"# Notes\n\n{notes}{WORDS}"
+    answers["/in/c.png"] = ok(b"PNG", "image/png")
+    fails = (500, {"Content-Type": "text/plain"}, "sorry")
+    answers["/in/a.md"] = ok(body, "text/markdown", ETag=f'"{len(notes)}"') if notes else fails
+    return serving(lambda _: answers)
+
+
+def test_files_at_an_address_are_read_through_the_guard(tmp_path):
+    with shared() as (origin, log):
+        allowed = {"allow_hosts": [origin.removeprefix("http://")]}
+        documents, rejects = crawled(tmp_path / "out", f"{origin}/in/", **allowed)
+        assert sorted(documents) == ["a.md", "sub/w.pdf"] and rejects["c.png"][0] == "not_text"
+        one, _ = crawled(tmp_path / "one", f"{origin}/in/sub/w.pdf", **allowed)
+        assert list(one) == ["w.pdf"] and not any("/up.md" in path for path in log)
+        with pytest.raises(PipelineError, match=r"source.path: .*: .*source.allow_hosts"):
+            crawled(tmp_path / "shut", f"{origin}/in/")
+    for path in ("ftp://127.0.0.1/x", "memory://x", "zip://x::https://e.org", "file:///etc"):
+        with pytest.raises(PipelineError, match=r"source.path: .*: expected a path, or an address"):
+            crawled(tmp_path / "shut", path)
 
 
 # --- marks in the later stages -----------------------------------------------------------------

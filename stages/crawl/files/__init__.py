@@ -1,6 +1,8 @@
 """Files of a folder or a glob: slides, papers, notes, tables and recordings, as Markdown."""
 
+import contextlib
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
@@ -15,7 +17,7 @@ from stages.crawl.files.addresses import Place
 from stages.crawl.files.listing import Found
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Answer, Answered, Body, Crawl
-from stages.crawl.settings import Address, Config, Name, Pattern
+from stages.crawl.settings import Address, Config, Host, Name, Pattern
 from stages.crawl.site import Filter
 
 __all__ = ["Files", "explain", "fetch", "parse", "place", "publish"]
@@ -28,7 +30,7 @@ class Files(config.Base):
     name: Name
     """Name of the source, which every document carries and which is part of its id."""
     path: Annotated[str, Field(min_length=1)]
-    """Where the files are: a path, or an address of fsspec such as `s3://bucket/folder`."""
+    """Where the files are: a path, an https address, or one of s3 where s3fs is installed."""
     public_url: Address | None
     """Address under which readers find the files; null cites their paths inside the source."""
     include: list[Pattern]
@@ -40,6 +42,8 @@ class Files(config.Base):
     """Largest file that is read, in MiB; recordings may be larger."""
     whisper: speech.Whisper | None
     """The model that writes recordings down; null leaves out those without subtitles beside."""
+    allow_hosts: list[Host]
+    """Hosts of an inner network that may be asked, such as `files.local` or `10.0.0.7:8080`."""
 
 
 READERS = {
@@ -77,13 +81,31 @@ BATCH = 64
 # --- fetching ----------------------------------------------------------------------------------
 
 
-def fetch(cfg: Config, source: Files, crawl: Crawl) -> Generator[int, None, dict[str, int]]:
+Steps = Generator[int, None, dict[str, int]]
+
+
+def fetch(cfg: Config, source: Files, crawl: Crawl) -> Steps:
     """Bring the files that are new or changed into the crawl; after each, how many there are.
 
     In the end, how many were left out, by the limit.
     """
+    with _listed(source) as found:
+        return (yield from _fetch(cfg, source, found, crawl))
+
+
+@contextlib.contextmanager
+def _listed(source: Files) -> Iterator[list[Found]]:
     wanted = Filter.of(source.include, source.exclude)
-    _, found = listing.local(source.path, wanted, "source.path")
+    if "://" not in source.path:
+        yield listing.local(source.path, wanted, "source.path")[1]
+        return
+    from stages.crawl.files import remote  # fsspec and aiohttp, which a folder does without
+
+    with remote.opened(source.path, source.allow_hosts, wanted, "source.path") as found:
+        yield found
+
+
+def _fetch(cfg: Config, source: Files, found: list[Found], crawl: Crawl) -> Steps:
     if not found:
         raise PipelineError(
             f"source.path: {source.path!r}: no file is there that source.include and "
@@ -150,15 +172,14 @@ def _read(address: str, row: Found, crawl: Crawl, max_bytes: int) -> Answer:
     """The file's bytes, unless its time and size say that they are known."""
     etag = f"{row.address} {row.etag}"
     known = crawl.known(address)
-    if known is not None and known.etag == etag:
+    if row.etag and known is not None and known.etag == etag:
         return Answer(address, unchanged=True)
     if row.size > max_bytes:
         return Answer(address, status=0, reason="too_large", detail=f"{row.size} bytes")
     try:
         body = row.open(max_bytes + 1)
     except OSError as error:
-        said = error.strerror or str(error)
-        return Answer(address, status=0, reason="unreadable", detail=said)
+        return _unreadable(replace(row, address=address), error)
     if len(body) > max_bytes:
         return Answer(address, status=0, reason="too_large", detail=f"over {max_bytes} bytes")
     return Answer(address, body=body, media_type=f"file/{suffix(row.address)[1:]}", etag=etag)
@@ -184,9 +205,15 @@ def _heard(row: Found, crawl: Crawl, listener: speech.Listener | None) -> Answer
     except UnreadableError as error:
         return Answer(row.address, status=0, reason=error.reason, detail=error.detail)
     except OSError as error:
-        said = error.strerror or str(error)
-        return Answer(row.address, status=0, reason="unreadable", detail=said)
+        return _unreadable(row, error)
     return Answer(row.address, body=body, media_type="file/vtt", etag=etag)
+
+
+def _unreadable(row: Found, error: OSError) -> Answer:
+    """What is elsewhere may be there again: a page that is known stays."""
+    said = error.strerror or str(error)
+    away = row.path is None
+    return Answer(row.address, status=0, reason="unreadable", detail=said, passing=away)
 
 
 # --- parsing -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from stages.core import store
 from stages.core.errors import PipelineError
 from stages.crawl.site import Filter
 
-_MAGIC = re.compile(r"[*?\[]")
+MAGIC = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ def local(path: str, wanted: Filter, key: str) -> tuple[Path, list[Found]]:
     Links are not followed: what they lead to is read at its own place, or is outside.
     """
     whole = Path(path).expanduser()
-    if not _MAGIC.search(path) or whole.exists() or (store.root() / path).exists():
+    if not MAGIC.search(path) or whole.exists() or (store.root() / path).exists():
         found = store.locate(path, key).resolve()
         if found.is_file():
             return found.parent, [_file(found.parent, found)]
         root, pattern = found, None
     else:
         parts = whole.parts
-        magic = next(place for place, part in enumerate(parts) if _MAGIC.search(part))
+        magic = next(place for place, part in enumerate(parts) if MAGIC.search(part))
         root = store.locate(str(Path(*parts[:magic])), key).resolve()
         pattern = glob("/".join(parts[magic:]))
     try:
