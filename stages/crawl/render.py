@@ -23,6 +23,7 @@ from scrapy import Request
 from scrapy.core.engine import ExecutionEngine
 from scrapy_playwright.handler import Config as HandlerConfig  # type: ignore[import-untyped]
 from scrapy_playwright.page import PageMethod  # type: ignore[import-untyped]
+from w3lib.url import canonicalize_url
 
 from stages.crawl import guard
 from stages.crawl.pages import Answer, Body, Crawl
@@ -48,7 +49,9 @@ _WAIT_STILL = """([still, most]) => new Promise(done => {
 # What has run is not to be taken for what is still to run.
 _TAKE = """() => {
   for (const done of document.querySelectorAll('script, noscript')) done.remove();
-  return document.documentElement.outerHTML.length;
+  // Of the document, whatever a router has put into the address bar.
+  const [loaded] = performance.getEntriesByType('navigation');
+  return [document.documentElement.outerHTML.length, loaded ? loaded.name : location.href];
 }"""
 # WebRTC is kept to the proxy by a switch, and taken away besides.
 _NO_WEBRTC = (
@@ -167,20 +170,22 @@ class Drawer:
         answer = replace(answer, body=None, media_type="", unchanged=False)
         try:
             async with self._tabs, asyncio.timeout(2 * self._timeout_s + IDLE_S):
-                html = await self._look(answer.url, body)
+                place, html = await self._look(answer.url, body)
         except (PlaywrightTimeoutError, TimeoutError):
             return replace(answer, reason="render_timeout", passing=True)
         except PlaywrightError as error:
             detail = error.message.partition("\n")[0]
             return replace(answer, reason="render_failed", detail=detail, passing=True)
+        if canonicalize_url(place) != canonicalize_url(answer.url):
+            return replace(answer, reason="redirect", detail=place)  # by a script
         if html is None:
             return replace(answer, reason="too_large", detail="once it is drawn")
         data = html.encode("utf-8", "replace")
         return replace(answer, body=data, media_type="text/html; charset=utf-8", plain=plain)
 
-    async def _look(self, url: str, body: Body) -> str | None:
-        """The HTML once the page stands still; None where it is too large."""
-        sizes: list[int] = []
+    async def _look(self, url: str, body: Body) -> tuple[str, str | None]:
+        """Whose HTML is there once the page stands still, and the HTML; None for one too large."""
+        settled: list[tuple[int, str]] = []
 
         async def begin(tab: Tab, _: Request) -> None:
             """The browser begins with what was fetched: the server is not asked twice."""
@@ -192,8 +197,8 @@ class Drawer:
             await tab.route(url, answer, times=1)
 
         async def settle(tab: Tab) -> None:
-            sizes.append(await _settle(tab))
-            if sizes[-1] > MAX_HTML_CHARS:
+            settled.append(await _settle(tab))
+            if settled[-1][0] > MAX_HTML_CHARS:
                 await tab.set_content("")
 
         request = Request(
@@ -219,11 +224,12 @@ class Drawer:
             tab = request.meta.get("playwright_page")
             if tab is not None:
                 await tab.context.close()
-        return None if sizes[-1] > MAX_HTML_CHARS else str(response.text)
+        size, place = settled[-1]
+        return place, None if size > MAX_HTML_CHARS else str(response.text)
 
 
-async def _settle(tab: Tab) -> int:
-    """Wait until the page is drawn; the number of characters of its HTML."""
+async def _settle(tab: Tab) -> tuple[int, str]:
+    """Wait until the page is drawn; how many characters its HTML has, and whose it is."""
     with contextlib.suppress(PlaywrightTimeoutError):  # a page that polls is never idle
         await tab.wait_for_load_state("networkidle", timeout=IDLE_S * 1000)
     for _ in range(3):
@@ -231,4 +237,5 @@ async def _settle(tab: Tab) -> int:
             await tab.evaluate(_WAIT_STILL, [STILL_S * 1000, LONGEST_CHANGE_S * 1000])
             break
         await tab.wait_for_load_state()
-    return int(await tab.evaluate(_TAKE))
+    size, place = await tab.evaluate(_TAKE)
+    return int(size), str(place)
