@@ -141,16 +141,25 @@ def test_a_sweep_over_an_unknown_key_is_one_line(project):
     assert "Traceback" not in done.stderr
 
 
-def test_an_unreachable_site_is_one_line_and_the_last_good_outs_come_back(project):
+def test_an_unreachable_site_is_one_line_and_no_out_is_touched(project):
     before = (project / "data/crawl/documents.jsonl").read_bytes()
-    done = sh(
-        project,
-        *(sys.executable, "-m", "stages", "run", "source=web", "source.url=http://127.0.0.1:9/"),
-        check=False,
-    )
+    site = ("source=web", "source.url=http://127.0.0.1:9/", "source.allow_hosts=[127.0.0.1]")
+    done = sh(project, sys.executable, "-m", "stages", "run", *site, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "http://127.0.0.1:9/" in done.stderr
+    assert "refuses the connection" in done.stderr
+    assert (project / "data/crawl/documents.jsonl").read_bytes() == before
+
+
+def test_a_failed_stage_is_one_line_and_its_last_good_outs_come_back(project):
+    before = (project / "data/crawl/documents.jsonl").read_bytes()
+    done = sh(
+        project, *(sys.executable, "-m", "stages", "run", "crawl.min_chars=9999999"), check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "crawl.min_chars" in done.stderr
     assert "`dvc checkout`" in done.stderr
     sh(project, "dvc", "checkout", "--force")
     assert (project / "data/crawl/documents.jsonl").read_bytes() == before
