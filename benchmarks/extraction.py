@@ -115,10 +115,10 @@ def extractors(of_manuals: bool) -> dict[str, Extractor]:
     found = {
         OURS: ours,
         MARKDOWN: from_trafilatura(output_format="markdown"),
-        "trafilatura fast": from_trafilatura(fast=True),
     }
     if not of_manuals:
         found |= {
+            "trafilatura fast": from_trafilatura(fast=True),
             "trafilatura default": from_trafilatura(),
             "trafilatura precision": from_trafilatura(favor_precision=True, include_tables=False),
         }
@@ -268,7 +268,7 @@ def manual(
         for path, _ in written
     ]
     run = extractors(of_manuals=True)
-    outputs, costs = measure(pages, run, 1 if quick else 3, 30)
+    outputs, costs = measure(pages, run, 1 if quick else 3, 24)
     for name in run:
         spent.setdefault(name, [0.0] * len(costs[name]))
         spent[name] = [sum(two) for two in zip(spent[name], costs[name], strict=True)]

@@ -13,9 +13,11 @@ from stages import crawl, llm, split, synthesize
 from stages.answer import embedding
 from stages.core import config
 from stages.core.records import Heading
+from stages.crawl.extract import extract
 from stages.crawl.page import Page
 from stages.crawl.scrub import clean, find, scrub
 from stages.crawl.settings import Kind, Scrub
+from stages.crawl.site import Site
 
 KINDS: list[Kind] = list(typing.get_args(Kind))
 ALL = Scrub(kinds=KINDS, allow=[])
@@ -236,6 +238,28 @@ def test_a_scrubbed_text_never_matches_again(pieces: list[str]) -> None:
 @given(st.lists(PIECES | st.text(max_size=8), max_size=16))
 def test_ten_thousand_scrubbed_texts_never_match_again(pieces: list[str]) -> None:
     check_scrubbed(pieces)
+
+
+MANUAL = Path("/usr/share/doc/python3-doc/html")
+# Four pages show a message's id, an invented address or an invented telephone book.
+INVENTED = {"faq/library.html", "library/nntplib.html", "library/re.html", "whatsnew/3.3.html"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MANUAL.exists(), reason="apt-get install python3-doc")
+def test_in_pythons_manual_only_addresses_of_people_and_few_examples_are_found() -> None:
+    site = Site.around("https://docs.example/", None)
+    kinds: Counter[str] = Counter()
+    pages_with: dict[str, set[str]] = {}
+    for file in sorted(MANUAL.rglob("*.html")):
+        name = file.relative_to(MANUAL).as_posix()
+        text = extract(file.read_text(), f"https://docs.example/{name}", site).text
+        for _, _, kind in find(text, SHIPPED):
+            kinds[kind] += 1
+            pages_with.setdefault(kind, set()).add(name)
+    assert set(kinds) == {"email", "phone"}, kinds
+    assert pages_with["phone"] <= INVENTED
+    assert kinds["email"] <= 70 and len(pages_with["email"]) <= 25
 
 
 # --- through the stages ------------------------------------------------------------------------

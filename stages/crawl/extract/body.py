@@ -86,7 +86,7 @@ def _marked(html: str, tree: LexborHTMLParser) -> LexborNode | None:
             continue  # a list of teasers
         if nodes:
             main = nodes[0] if len(nodes) == 1 else max(nodes, key=lambda node: len(node.text()))
-            return _narrowed(main) if selector in _FRAMES else main
+            return _pruned(_narrowed(main)) if selector in _FRAMES else main
     return None
 
 
@@ -114,10 +114,21 @@ def _narrowed(frame: LexborNode) -> LexborNode:
         node = inner
 
 
+def _pruned(node: LexborNode) -> LexborNode:
+    """Without the lists of links beside its largest part."""
+    children = [child for child in node.iter() if child.tag in ("div", "header", "ul", "details")]
+    largest = max(children, key=lambda child: len(child.text()), default=None)
+    for child in children:
+        is_list = len(child.css("a")) >= 5 and 5 * _num_said(child) <= len(_dense(child.text()))
+        if is_list and largest is not None and child.mem_id != largest.mem_id:
+            child.decompose()
+    return node
+
+
 def _num_said(node: LexborNode) -> int:
     """Letters outside of links, scripts and styles."""
-    silent = sum(len(inner.text()) for inner in node.css("a, script, style"))
-    return len(node.text()) - silent
+    silent = sum(len(_dense(inner.text())) for inner in node.css("a, script, style"))
+    return len(_dense(node.text())) - silent
 
 
 # --- articles ----------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ _JUNK_CLASSES = frozenset(
 _JUNK_IDS = frozenset(("toc", "footer", "comments", "respond", "disqus_thread"))
 _JUNK_ROLES = frozenset(("navigation", "search", "contentinfo"))
 _WANTED = {"a": "links", "img": "links"}
-_WANTED |= {tag: tag for tag in ("pre", "sup", "table", "td", "dl")}
+_WANTED |= {tag: tag for tag in ("sup", "td", "dl")}
 _WANTED |= dict.fromkeys(("h1", "h2", "h3", "h4", "h5", "h6"), "headings")
 _BOXES = frozenset(("p", "div", "span", "label"))
 _KINDS = ("junk", "leads", "boxes", *_WANTED.values())
@@ -76,16 +76,13 @@ def clean(html: str, tree: LexborHTMLParser, main: LexborNode, publish: Publish)
         _tabs(main)
     if "math" in html or "katex" in html or "MathJax" in html:
         _math(main)
+    _codes(main, html)
     found = _gathered(main)
     anchors = [_anchor(node) for node in found["headings"]]  # permalinks go as junk
     for node in found["junk"]:
         node.decompose()
     _link(found["links"], publish)
     titles = _mark(found["headings"], anchors)
-    for node in found["table"]:
-        _table(node)
-    for node in found["pre"]:
-        _code(node)
     for node in found["sup"]:
         if plain(node).isalnum():  # 10^6 is not 106
             node.replace_with(f"^{plain(node)}")
@@ -94,12 +91,11 @@ def clean(html: str, tree: LexborHTMLParser, main: LexborNode, publish: Publish)
     for node in found["leads"]:
         mark = plain(node)
         _lead(node, mark if mark.startswith("[") else f"{mark}:")
-    for cell in found["td"]:
-        for node in cell.css("ul, ol") if cell.first_child is not None else ():
-            items = [item.css_first("p") or item for item in node.css("li")]
-            inner = tree.create_node("span")
-            inner.inner_html = "; ".join((item.inner_html or "").strip() for item in items)
-            node.replace_with(inner, move=True)
+    for node in main.css("td ul, td ol") if found["td"] else ():
+        items = [item.css_first("p") or item for item in node.css("li")]
+        inner = tree.create_node("span")
+        inner.inner_html = "; ".join((item.inner_html or "").strip() for item in items)
+        node.replace_with(inner, move=True)
     for node in reversed(main.css("dl") if found["dl"] else []):  # the innermost first
         block = tree.create_node("div")
         block.inner_html = _definitions(node)
@@ -274,6 +270,33 @@ def _table(table: LexborNode) -> None:
         codes = [code for code in table.css("pre") if code.text(strip=True)]
         if codes:
             table.replace_with(codes[-1], move=True)
+
+
+# What numbers lines, by a word that a page without it cannot hold.
+_GUTTERS = (
+    "lineno",
+    "gutter",
+    "lnt",
+    "hljs-ln",
+    "line-numbers",
+    "highlighttable",
+    "codehilitetable",
+    "rouge-table",
+    "<button",
+)
+
+
+def _codes(main: LexborNode, html: str) -> None:
+    """Plain code first: the colours are most of a page's elements."""
+    numbered = any(word in html for word in _GUTTERS)
+    for table in main.css("table") if numbered else ():
+        _table(table)
+    for pre in main.css("pre"):
+        for node in list(pre.traverse()) if numbered else ():
+            inside = node.mem_id != pre.mem_id and node.tag != "code"
+            if inside and _is_dropped(str(node.tag), node.attributes):
+                node.inner_html = ""
+        _code(pre)
 
 
 def _code(pre: LexborNode) -> None:
