@@ -884,6 +884,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_loss_of_each_recipe_really_falls(trained: Workspace, name: str) -> None:
     cfg = tuning_config(**RECIPES[name])

@@ -348,6 +348,7 @@ def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_processes_learn_what_one_does_and_share_the_optimizers_state(
     in_the_root: None,
 ) -> None:
@@ -355,6 +356,7 @@ def test_two_processes_learn_what_one_does_and_share_the_optimizers_state(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_planted_difference_of_two_processes_is_found(
     in_the_root: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
