@@ -1,11 +1,13 @@
 """DeepSpeed's effect on a CPU: the losses of one process, and an optimizer's state shared out.
 
-One process and two under ZeRO-1, 2 and 3 train the same small model on the same batches, in
-float32. What the optimizer keeps is read from the checkpoints that Axolotl saves at the last step.
+One process and two under ZeRO-2 and 3 train the same small model on the same batches, in float32.
+All answers have as many tokens: the loss of two processes is the mean of their means. What the
+optimizer keeps is read from the checkpoints that Axolotl saves at the last step.
 `--quick` makes 10 steps of one process and of ZeRO-2.
 """
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from stages.finetune.hardware import CPU
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv-model/bin/python"
 BATCH = 4
-TOLERANCE = 0.01
+TOLERANCE = 0.001
 """Largest difference of a step's loss, in nats per token."""
 LARGEST_SHARE = 0.55
 """Of the optimizer's state that one of two processes may keep."""
@@ -53,7 +55,7 @@ def main() -> int:
     reader.add_argument("--steps", type=int, default=50)
     asked = reader.parse_args()
     steps = 10 if asked.quick else asked.steps
-    names = ["none", "zero2"] if asked.quick else ["none", "zero1", "zero2", "zero3"]
+    names = ["none", "zero2"] if asked.quick else ["none", "zero2", "zero3"]
     print(machine.describe())
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as folder:
@@ -140,6 +142,9 @@ def train(
     return {"losses": told, "moments": kept}
 
 
+ORDERS = list(itertools.permutations(("rows", "pages", "keys", "names", "steps")))
+
+
 def example(number: int) -> Example:
     question = f"What is setting {number}?"
     return Example(
@@ -148,7 +153,7 @@ def example(number: int) -> Example:
         track=None,
         messages=(Message(role="user", content=question),),
         question=question,
-        answer=f"Setting {number} is the share of rows that are kept, {number * 7 % 100} of 100.",
+        answer="It counts " + " ".join(ORDERS[number * 7 % len(ORDERS)]),
         chunk_ids=(),
         evidence=(),
         call_id="",
