@@ -264,7 +264,9 @@ def test_what_a_host_answers_for_robots_txt_decides_for_its_pages(tmp_path: Path
                 pages[name].append(asked.path)
                 if asked.path == "/robots.txt":
                     return status, headers, body
-                return ok(page(name))
+                return ok(
+                    page(f"Host {chr(ord('A') + list(HOSTS).index(name))}")
+                )  # no error's name
 
             def wait_s(path: str) -> float:
                 return 0.0 if status or path != "/robots.txt" else 30.0
@@ -280,6 +282,7 @@ def test_what_a_host_answers_for_robots_txt_decides_for_its_pages(tmp_path: Path
             external=True,
             timeout_s=0.4,
             max_reject_rate=1.0,
+            near_duplicate=None,
         )
     asked = {name: "/page" in paths for name, paths in pages.items()}
     assert asked == {name: expected for name, (_, expected) in HOSTS.items()}
