@@ -111,7 +111,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         num_parameters = make_base(Path("base"), SHAPE if not quick else {**SHAPE, "num_layers": 1})
-        write_examples(160 if quick else 480)
+        write_examples(160 if quick else 320)
         print(f"a Llama of {num_parameters / 1e6:.1f}M parameters, micro batch 8, context 256\n")
         columns = ("wall s", "steps s", "fixed s", "tokens/s", "cpu s", "peak MB")
         print(" " * 26 + "".join(f"{name:>9}" for name in columns))
@@ -122,9 +122,11 @@ def main() -> int:
         our_runs: list[Run] = []
         for _ in range(2):
             our_runs.append(ours(axolotl={"bf16": False}))
+            show("our stage", our_runs[-1:])
             bare_runs.append(bare(our_runs[-1].tokens))
-        show("bare axolotl train", bare_runs)
-        show("our stage", our_runs)
+            show("bare axolotl train", bare_runs[-1:])
+        show("median: bare", bare_runs)
+        show("median: our stage", our_runs)
         show("bfloat16 (autocast)", [ours()])
         show("two processes", [ours(num_processes=2, gradient_accumulation_steps=1)])
         show("adapter (LoRA)", [ours("lora")])
