@@ -6,6 +6,7 @@ Markdown. A form that the source alone does not settle (an included file that is
 marker of the site's own theme) is left out of the gold.
 """
 
+import contextlib
 import functools
 import gzip
 import re
@@ -175,8 +176,9 @@ def _role(
     return [nodes.inline(raw, shown)], []
 
 
-def _prepare() -> None:
-    """Let docutils take every directive and role."""
+@contextlib.contextmanager
+def _every_directive() -> Iterator[None]:
+    """As long as this lasts docutils takes every directive and role."""
     find_directive, find_role = directives.directive, roles.role
     ours = {*SIGNED, *AUTOMATIC, *CODE, *SILENT, "module", "py:module"} - {"container"}
 
@@ -194,27 +196,29 @@ def _prepare() -> None:
         return _role, []
 
     directives.directive, roles.role = directive, role
+    try:
+        yield
+    finally:
+        directives.directive, roles.role = find_directive, find_role
 
 
 def read_rst(text: str) -> Gold:
-    _prepare_once()
     gold = Gold()
     modules: list[str] = []
-    document = publish_doctree(
-        text,
-        settings_overrides={
-            "report_level": 5,
-            "halt_level": 6,
-            "doctitle_xform": False,
-            "file_insertion_enabled": False,
-            "raw_enabled": False,
-            "gold": gold,
-            "modules": modules,
-            "around": [],
-            "smart_quotes": False,
-            "_disable_config": True,
-        },
-    )
+    settings = {
+        "report_level": 5,
+        "halt_level": 6,
+        "doctitle_xform": False,
+        "file_insertion_enabled": False,
+        "raw_enabled": False,
+        "gold": gold,
+        "modules": modules,
+        "around": [],
+        "smart_quotes": False,
+        "_disable_config": True,
+    }
+    with _every_directive():
+        document = publish_doctree(text, settings_overrides=settings)
     for section in document.findall(nodes.section):
         title = section[0].astext()
         ids = {*section["ids"], *section["names"], nodes.make_id(title)}
@@ -247,9 +251,6 @@ def _targets(section: nodes.section) -> Iterator[str]:
         place -= 1
         yield from section.parent[place].get("ids", ())
         yield str(section.parent[place].get("refid", ""))
-
-
-_prepare_once = functools.cache(_prepare)
 
 
 # --- AsciiDoc ----------------------------------------------------------------------------------

@@ -137,7 +137,6 @@ class Run:
             config["max_position_embeddings"] = CONTEXT
             (folder / name / "config.json").write_text(json.dumps(config))
             self.models[name] = neural.Model(str(folder / name), f"digest of {name}")
-        (folder / "joining/chat_template.jinja").unlink()
         (folder / "endless/chat_template.jinja").write_text(ENDLESS)
         self.steps: list[progress.Step] = []
         with contextlib.chdir(folder):
@@ -146,7 +145,12 @@ class Run:
             progress._listeners.clear()
 
     def measure(self, python: str, examples=(*EXAMPLES, TOO_LONG)) -> neural.Measured:
-        return neural.measure(python, self.models, JOINING, examples)
+        """`joining` with a template from outside, which stands in place of a tokenizer's own."""
+        given = {"joining": self.models["joining"]}
+        own = {name: model for name, model in self.models.items() if name not in given}
+        one = neural.measure(python, own, None, examples)
+        other = neural.measure(python, given, JOINING, examples)
+        return neural.Measured(one.references | other.references, one.general | other.general)
 
     def expected(self, name: str, example: Example) -> tuple[float, int, float]:
         """By hand: what the model reads, and what training teaches it to say after it."""
@@ -228,14 +232,16 @@ def test_what_was_measured_starts_no_process_again_in_any_order(inside):
 
 def test_a_model_of_the_same_content_elsewhere_is_not_scored_again(inside):
     moved = neural.Model("no/such/folder", inside.models["tuned"].digest)
-    again = neural.measure("no/such/python", {"x": moved}, JOINING, EXAMPLES)
+    again = neural.measure("no/such/python", {"x": moved}, None, EXAMPLES)
     assert again.general["x"] == inside.measured.general["tuned"]
     assert again.references["x", "turns"] == inside.measured.references["tuned", "turns"]
 
 
 @pytest.mark.parametrize("what", ["reference", "prompt", "template", "model"])
 def test_whatever_shapes_a_score_is_part_of_its_key(inside, what):
-    models, template, examples = dict(inside.models), JOINING, list(EXAMPLES)
+    models = {"joining": inside.models["joining"]}
+    template, examples = JOINING, list(EXAMPLES)
+    neural.measure("no/such/python", models, template, examples)  # as it was
     match what:
         case "reference":
             examples.append(example("new", "What jumps?", "the quick brown dog"))
@@ -244,16 +250,18 @@ def test_whatever_shapes_a_score_is_part_of_its_key(inside, what):
         case "template":
             template += "!"
         case "model":
-            models["base"] = neural.Model(models["base"].path, "of another content")
+            models["joining"] = neural.Model(models["joining"].path, "of another content")
     with pytest.raises(PipelineError, match=r"^evaluate\.python: 'no/such/python'"):
         neural.measure("no/such/python", models, template, examples)
 
 
 def test_progress_counts_every_score_once(run):
     told = [step for step in run.steps if step.unit]
-    assert {step.total for step in told} == {len(NAMES) * (len(EXAMPLES) + 2)}
-    assert [step.done for step in told] == sorted(step.done for step in told)
-    assert told[-1].done == told[-1].total
+    by_models = {n: [s.done for s in told if s.total == n * (len(EXAMPLES) + 2)] for n in (3, 1)}
+    assert sum(map(len, by_models.values())) == len(told)
+    for num_models, done in by_models.items():
+        assert done == sorted(done)
+        assert done[-1] == num_models * (len(EXAMPLES) + 2)
 
 
 def test_nothing_is_left_behind_where_all_went_well(run):

@@ -40,7 +40,7 @@ def project(tmp_path_factory):
         ("split.method=x", "conf: split.method: 'x': expected 'recursive', 'markdown' or 'code'"),
         ("finetune.learning_rate=fast", "conf: finetune.learning_rate: 'fast': input should be"),
         ("spilt=recursive", "spilt: unknown key (did you mean split?)"),
-        ("experiment=nope", "experiment=nope: no such option: expected one of python_docs, quick"),
+        ("experiment=nope", "experiment=nope: no such option: expected one of blog_qa, codebase,"),
     ],
 )
 def test_an_unknown_option_key_or_value_is_one_line_that_lists_the_right_ones(
