@@ -858,7 +858,8 @@ def test_files_at_an_address_are_read_through_the_guard(tmp_path):
     with shared() as (origin, log):
         allowed = {"allow_hosts": [origin.removeprefix("http://")]}
         documents, rejects = crawled(tmp_path / "out", f"{origin}/in/", **allowed)
-        assert sorted(documents) == ["a.md", "sub/w.pdf"] and rejects["c.png"][0] == "not_text"
+        assert sorted(documents) == ["a.md", "sub/w.pdf"], (rejects, log)
+        assert rejects["c.png"][0] == "not_text"
         one, _ = crawled(tmp_path / "one", f"{origin}/in/sub/w.pdf", **allowed)
         assert list(one) == ["w.pdf"] and not any("/up.md" in path for path in log)
         with pytest.raises(PipelineError, match=r"source.path: .*: .*source.allow_hosts"):

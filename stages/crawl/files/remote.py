@@ -68,7 +68,11 @@ def _file(storage: Any, name: str, address: str) -> Found:
         streaming = {"block_size": 0} if name.startswith("http") else {}
         try:
             with storage.open(name, "rb", **streaming) as file:
-                return bytes(file.read(most))
+                body = b""
+                # A stream gives what has arrived, and nothing only at its end.
+                while len(body) < most and (part := file.read(most - len(body))):
+                    body += part
+                return body
         except (aiohttp.ClientError, ValueError) as error:
             raise OSError(0, " ".join(str(error).split())) from None
 
