@@ -5,6 +5,7 @@ on the disk when it returns. A refresh of a source is one crawl; a crawl that wa
 with what it has been answered.
 """
 
+import contextlib
 import hashlib
 import sqlite3
 import time
@@ -236,7 +237,10 @@ class Pages:
 
     def keep_robots(self, origin: str, body: bytes) -> None:
         row = (origin, time.time(), body)
-        self._db.execute("INSERT OR REPLACE INTO robots VALUES (?, ?, ?)", row)
+        # By a connection of its own, which waits its turn: this one may be reading just now, and
+        # what it reads would be out of date, which SQLite calls locked.
+        with contextlib.closing(sqlite3.connect(self.path, timeout=60)) as db, db:
+            db.execute("INSERT OR REPLACE INTO robots VALUES (?, ?, ?)", row)
 
     def end(self, source: str, crawl: int, whole: bool) -> None:
         """End a crawl; after a whole one nothing is known but what it has been answered."""
