@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sites import (
     MISSING,
@@ -106,6 +106,7 @@ def test_a_list_is_no_door_to_entities_files_or_bombs() -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=300))
+@example(b"<:")
 def test_any_bytes_are_a_list(data: bytes) -> None:
     for prefix in (b"", b"\x1f\x8b\x08\x00", b"<urlset><url><loc>", b"# ["):
         found = lists.read(prefix + data, HERE)

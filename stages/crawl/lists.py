@@ -84,7 +84,8 @@ def _read_xml(data: bytes) -> Addresses:
 
 
 def _name(element: "etree._Element") -> str:
-    return etree.QName(element).localname if isinstance(element.tag, str) else ""
+    # Not by QName, which raises at a name like `:`, and a broken list may hold any.
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
 def _read_text(text: str) -> Addresses:
