@@ -27,13 +27,11 @@ from sites import (
     serving,
 )
 
-from stages import crawl
 from stages.core import progress
 from stages.core.errors import PipelineError
 from stages.core.records import Reject
 from stages.core.store import read
 from stages.crawl.extract import extract
-from stages.crawl.page import Page
 from stages.crawl.site import Filter, Site
 
 # --- a site with everything planted ------------------------------------------------------------
@@ -489,28 +487,6 @@ def test_a_filter_reads_the_path_alone() -> None:
     assert wanted.keeps("https://x.org/a/b?c=/d.old")
     assert not wanted.keeps("https://x.org/a/b.old")
     assert not wanted.keeps("https://a/b")
-
-
-# --- duplicates --------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(
-    st.dictionaries(
-        st.sampled_from("abcdefgh"),
-        st.tuples(st.sampled_from(["one", "two", "three"]), st.sampled_from([None, *"abcdef"])),
-    )
-)
-def test_of_every_text_one_page_stays_and_a_duplicate_names_it(
-    site: dict[str, tuple[str, str | None]],
-) -> None:
-    pages = {url: Page(url, "", text, (), canonical) for url, (text, canonical) in site.items()}
-    gone = crawl.duplicates(pages)
-    kept = pages.keys() - gone.keys()
-    assert {pages[url].text for url in kept} == {page.text for page in pages.values()}
-    assert len({pages[url].text for url in kept}) == len(kept)
-    assert all(pages[url].text == pages[other].text for url, other in gone.items())
-    assert set(gone.values()) <= kept
 
 
 # --- extraction --------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def page(url: str, *blocks: str, title: str = "A title") -> Page:
     return Page(url, title, text, headings)
 
 
-def site(num_pages: int = 8) -> dict[str, Page]:
+def site(num_pages: int = 8, ending: str = "") -> dict[str, Page]:
     return {
         f"https://a.example/{n}": page(
             f"https://a.example/{n}",
@@ -60,10 +60,15 @@ def site(num_pages: int = 8) -> dict[str, Page]:
             "```\n" + FRAME[1] + "\n```",
             prose(n + 100),
             *FRAME[1:],
-            title=f"Seite {n} — The Manual",
+            title=f"Seite {n}{ending}",
         )
         for n in range(num_pages)
     }
+
+
+def unframed(pages: dict[str, Page], share: float | None = 0.5) -> dict[str, Page]:
+    frame = filters.frame(pages.values(), share)
+    return {url: filters.unframed(page, frame) for url, page in pages.items()}
 
 
 def heading_lines(found: Page) -> list[str]:
@@ -76,7 +81,7 @@ def heading_lines(found: Page) -> list[str]:
 
 
 def test_lines_of_the_frame_go_and_code_and_headings_stay_where_they_are() -> None:
-    pages = filters.without_boilerplate(site(), 0.5)
+    pages = unframed(site())
     for url, found in pages.items():
         n = url.rpartition("/")[2]
         assert heading_lines(found) == [f"# Seite {n} über", f"## Part µ {n}"]
@@ -87,34 +92,34 @@ def test_lines_of_the_frame_go_and_code_and_headings_stay_where_they_are() -> No
 
 def test_few_pages_or_a_small_share_of_them_make_no_boilerplate() -> None:
     for num_pages in (1, 4):
-        assert filters.without_boilerplate(site(num_pages), 0.5) == site(num_pages)
+        assert unframed(site(num_pages)) == site(num_pages)
     once = site(5) | {
         f"https://a.example/x{n}": page("", f"# X {n}", prose(n + 500)) for n in range(6)
     }
-    assert filters.without_boilerplate(once, 0.5) == once
+    assert unframed(once) == once
 
 
 def test_what_leads_to_something_below_and_rows_of_tables_are_never_boilerplate() -> None:
     shared = ("For example:", "**Note:**", "| a | b |\n| --- | --- |\n| 1 | 2 |", "## See also")
     pages = {str(n): page(str(n), prose(n), *shared) for n in range(9)}
-    assert filters.without_boilerplate(pages, 0.5) == pages
+    assert unframed(pages) == pages
 
 
 def test_a_page_of_nothing_else_keeps_its_words() -> None:
     pages = site() | {"https://a.example/z": page("z", "# Z", *FRAME[1:])}
-    assert filters.without_boilerplate(pages, 0.5)["https://a.example/z"].text.endswith(FRAME[2])
+    assert unframed(pages)["https://a.example/z"].text.endswith(FRAME[2])
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 7), st.randoms(use_true_random=False), st.text(max_size=40))
 def test_an_edit_of_one_page_changes_no_other(edited: int, order: Any, words: str) -> None:
-    before = filters.without_boilerplate(site(), 0.5)
+    before = unframed(site())
     pages = site()
     url = f"https://a.example/{edited}"
     pages[url] = page(url, "# Other", FRAME[0], words, prose(900), *FRAME[1:])
     shuffled = list(pages.items())
     order.shuffle(shuffled)
-    after = filters.without_boilerplate(dict(shuffled), 0.5)
+    after = unframed(dict(shuffled))
     assert {u: p for u, p in after.items() if u != url} == {
         u: p for u, p in before.items() if u != url
     }
@@ -122,12 +127,12 @@ def test_an_edit_of_one_page_changes_no_other(edited: int, order: Any, words: st
 
 
 def test_the_name_of_the_site_leaves_titles_that_share_it() -> None:
-    titles = {found.title for found in filters.titled(site()).values()}
+    titles = {found.title for found in unframed(site(8, " — The Manual"), None).values()}
     assert titles == {f"Seite {n}" for n in range(8)}
     odd = {str(n): page(str(n), title=title) for n, title in enumerate(("A - B", "C | D", "E"))}
-    assert filters.titled(odd) == odd
+    assert unframed(odd, None) == odd
     same = {str(n): page(str(n), title="The Manual") for n in range(5)}
-    assert filters.titled(same) == same
+    assert unframed(same, None) == same
 
 
 # --- pages by themselves -----------------------------------------------------------------------
@@ -218,6 +223,25 @@ def test_a_short_page_is_counted_as_such() -> None:
 
 
 # --- pages beside each other -------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from("abcdefgh"),
+        st.tuples(st.sampled_from(["one", "two", "three"]), st.sampled_from([None, *"abcdef"])),
+    )
+)
+def test_of_every_text_one_page_stays_and_a_duplicate_names_it(
+    said: dict[str, tuple[str, str | None]],
+) -> None:
+    pages = {url: Page(url, "", text, (), canonical) for url, (text, canonical) in said.items()}
+    gone = filters.duplicates(pages)
+    kept = pages.keys() - gone.keys()
+    assert {pages[url].text for url in kept} == {page.text for page in pages.values()}
+    assert len({pages[url].text for url in kept}) == len(kept)
+    assert all(pages[url].text == pages[other].text for url, other in gone.items())
+    assert set(gone.values()) <= kept
 
 
 def copies(*sources: str) -> dict[str, Page]:

@@ -8,20 +8,21 @@ import contextlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Imported, Reject, identify
-from stages.crawl import fetching, filters, parsed, workers
+from stages.crawl import fetching, filters, parsed, scrub, workers
 from stages.crawl import snapshot as snapshots
 from stages.crawl import source as sources
 from stages.crawl.files import Files
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Body, Pages
-from stages.crawl.scrub import clean, scrub
 from stages.crawl.settings import Config
+from stages.crawl.shelf import Shelf
 from stages.crawl.snapshot import Held
 from stages.crawl.source import Single, Source
 from stages.crawl.web import Web
@@ -47,42 +48,37 @@ NO_FAULT = {
 
 def run(cfg: Config, source: Source, snapshot: Path, out: Path) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
-    parts = sources.parts(source)
-    held = {}
-    documents: list[Document] = []
-    imported: list[Imported] = []
-    rejects: dict[str, list[Reject]] = {}
-    scrubbed: dict[str, Counter[str]] = {}
-    for part in parts:
-        with (
-            sources.named(source, part),
-            _held(cfg, part, snapshot) as (held[part.name], bodies),
-        ):
-            pages, rejects[part.name] = _read(cfg, part, held[part.name], bodies, scrubbed)
-        documents += (_document(part, page) for page in pages)
-        imported += (pair for page in pages for pair in _imported(cfg, part, page))
-    documents.sort(key=lambda document: (document.url, document.source))
-    together = sorted(
-        (row for rows in rejects.values() for row in rows), key=lambda row: (row.detail, row.id)
-    )
-    store.write(out / "documents.jsonl", documents)
-    imported.sort(key=lambda pair: pair.id)
-    store.write(out / "imported.jsonl", imported)
-    store.write(out / "rejects.jsonl", together)
-    store.write(out / "scrubbed.jsonl", _scrubbed(documents, scrubbed))
-    counts = Counter(document.source for document in documents)
-    for part in parts:
-        with sources.named(source, part):
-            _check_whole(cfg, part, counts[part.name], rejects[part.name], out)
+    read: dict[str, _Read] = {}
+    with contextlib.ExitStack() as stack:
+        for part in sources.parts(source):
+            pages = stack.enter_context(Shelf())
+            with sources.named(source, part), _held(cfg, part, snapshot) as (held, bodies):
+                read[part.name] = _read(cfg, part, held, bodies, pages)
+        totals = _write(cfg, read, out)
+        for one in read.values():
+            with sources.named(source, one.part):
+                _check_whole(cfg, one, out)
     return {
-        "num_documents": len(documents),
-        "num_rejects": len(together),
-        "num_imported": len(imported),
-        "num_not_fetched": sum(sum(one.not_fetched.values()) for one in held.values()),
-        "num_chars": sum(len(document.text) for document in documents),
-        "num_headings": sum(len(document.headings) for document in documents),
-        **_num_scrubbed(cfg, documents, scrubbed),
+        "num_documents": totals["documents"],
+        "num_rejects": totals["rejects"],
+        "num_imported": totals["imported"],
+        "num_not_fetched": totals["not_fetched"],
+        "num_chars": totals["chars"],
+        "num_headings": totals["headings"],
+        **{f"num_scrubbed_{kind}": totals[kind] for kind in sorted(cfg.scrub.kinds)},
     }
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one source gave: the pages worth keeping, and a reject for every other address."""
+
+    part: Single
+    pages: Shelf
+    rejects: list[Reject]
+    scrubbed: dict[str, Counter[str]]
+    """By address, how much of which kind was replaced."""
+    num_not_fetched: int
 
 
 @contextlib.contextmanager
@@ -100,26 +96,19 @@ def _held(cfg: Config, part: Single, path: Path) -> Iterator[tuple[Held, Pages]]
             yield held, pages
 
 
-def _read(
-    cfg: Config, part: Single, held: Held, bodies: Pages, scrubbed: dict[str, Counter[str]]
-) -> tuple[list[Page], list[Reject]]:
-    """The pages and rejects of one source; what was replaced in its documents, by their id."""
-    pages: dict[str, Page] = {}
+def _read(cfg: Config, part: Single, held: Held, bodies: Pages, pages: Shelf) -> _Read:
+    """Parse what one source holds, put it on the shelf, and sift it there."""
     failures = {sources.publish(part, url): why for url, why in held.left_out.items()}
+    scrubbed: dict[str, Counter[str]] = {}
     outcomes = _outcomes(cfg, part, held, bodies)
     for address, found in progress.track(outcomes, "pages", len(held.pages)):
         if isinstance(found, UnreadableError):
             failures[sources.publish(part, address)] = found.reason, found.detail
         else:
-            pages |= {page.url: page for page in found}
+            for page in found:
+                pages[page.url], scrubbed[page.url] = scrub.scrub(page, cfg.scrub)
     num_pages = len(pages) + len(failures)
-    counts = {}
-    for url, page in pages.items():
-        pages[url], counts[url] = scrub(page, cfg.scrub)
-    pages, flaws = _sifted(cfg, part, pages)
-    failures |= flaws
-    for url, page in pages.items():
-        scrubbed[_id(part, page)] = counts[url]
+    failures |= _sift(cfg, part, pages)
     rejects = [
         Reject(
             id=identify(part.name, url),
@@ -132,7 +121,7 @@ def _read(
     if held.not_fetched:
         told = ", ".join(f"{limit} {count}" for limit, count in sorted(held.not_fetched.items()))
         progress.note(f"{part.name}: more addresses are known than the limits let in: {told}")
-    return [page for _, page in sorted(pages.items())], rejects
+    return _Read(part, pages, rejects, scrubbed, sum(held.not_fetched.values()))
 
 
 def _outcomes(cfg: Config, part: Single, held: Held, bodies: Pages) -> Iterator[workers.Outcome]:
@@ -144,57 +133,74 @@ def _outcomes(cfg: Config, part: Single, held: Held, bodies: Pages) -> Iterator[
             address: parsed.key(part, sources.publish(part, address), digest)
             for address, digest in held.pages.items()
         }
-        before = {address: known.get(key) for address, key in keys.items()}
+        new = {address for address, key in keys.items() if key not in known}
         tasks = (
             (address, _body(bodies, address, digest))
             for address, digest in held.pages.items()
-            if before[address] is None
+            if address in new
         )
         with contextlib.closing(workers.parse(part, tasks, limits)) as now:
-            for address, outcome in before.items():
-                if outcome is None:
-                    _, outcome = next(now)
-                    if not isinstance(outcome, UnreadableError) or outcome.lasts:
-                        known.keep(keys[address], outcome)
+            for address, key in keys.items():
+                if address not in new:
+                    yield address, known[key]
+                    continue
+                _, outcome = next(now)
+                if not isinstance(outcome, UnreadableError) or outcome.lasts:
+                    known.keep(key, outcome)
                 yield address, outcome
 
 
-def _sifted(
-    cfg: Config, part: Single, pages: dict[str, Page]
-) -> tuple[dict[str, Page], dict[str, tuple[str, str]]]:
-    """The pages worth keeping, and the reason and detail of every other one."""
+def _sift(cfg: Config, part: Single, pages: Shelf) -> dict[str, tuple[str, str]]:
+    """Take away what is not worth keeping: the reason and detail, by address."""
     of_site, of_prose = isinstance(part, Web), isinstance(part, Web | Files)
-    if of_site:
-        pages = filters.titled(pages)
-        if cfg.boilerplate_share is not None:
-            pages = filters.without_boilerplate(pages, cfg.boilerplate_share)
-    flaws = {url: filters.flaw(page, cfg, of_site, of_prose) for url, page in pages.items()}
-    failures = {url: flaw for url, flaw in flaws.items() if flaw is not None}
-    pages = {url: page for url, page in pages.items() if url not in failures}
-    same = {url: ("duplicate", f"of {kept}") for url, kept in duplicates(pages).items()}
-    pages = {url: page for url, page in pages.items() if url not in same}
+    frame = filters.frame(pages.values(), cfg.boilerplate_share) if of_site else None
+    failures: dict[str, tuple[str, str]] = {}
+    for url, page in pages.items():
+        if frame is not None:
+            whole, page = page, filters.unframed(page, frame)
+            if page != whole:
+                pages[url] = page
+        flaw = filters.flaw(page, cfg, of_site, of_prose)
+        if flaw is not None:
+            failures[url] = flaw
+            del pages[url]
+    for url, kept in filters.duplicates(pages).items():
+        failures[url] = "duplicate", f"of {kept}"
+        del pages[url]
     if cfg.near_duplicate is not None and of_prose:  # two functions may well be alike
-        near = filters.near_duplicates(pages, cfg.near_duplicate)
-        same |= {url: ("near_duplicate", f"of {kept}") for url, kept in near.items()}
-    return {url: page for url, page in pages.items() if url not in same}, failures | same
+        for url, kept in filters.near_duplicates(pages, cfg.near_duplicate).items():
+            failures[url] = "near_duplicate", f"of {kept}"
+            del pages[url]
+    return failures
 
 
-def _scrubbed(documents: list[Document], counts: dict[str, Counter[str]]) -> list[Reject]:
-    """What was replaced in each document, by kind; never the thing itself."""
-    return [
-        Reject(id=document.id, reason=kind, detail=f"{document.url}: {number}")
-        for document in documents
-        for kind, number in sorted(counts[document.id].items())
-    ]
+def _write(cfg: Config, read: dict[str, _Read], out: Path) -> Counter[str]:
+    """The rows of all sources, by address; how many there are of everything."""
+    totals = Counter[str]()
+    imported: list[Imported] = []
+    scrubbed: list[Reject] = []
 
+    def documents() -> Iterator[Document]:
+        for url, name in sorted((url, name) for name, one in read.items() for url in one.pages):
+            page, part = read[name].pages[url], read[name].part
+            document = _document(part, page)
+            yield document
+            imported.extend(_imported(cfg, document, page))
+            counts = read[name].scrubbed[url]
+            scrubbed.extend(_scrubbed(document, counts))
+            totals.update(counts)
+            totals.update(documents=1, chars=len(document.text), headings=len(document.headings))
 
-def _num_scrubbed(
-    cfg: Config, documents: list[Document], counts: dict[str, Counter[str]]
-) -> dict[str, float]:
-    total = Counter[str]()
-    for document in documents:
-        total += counts[document.id]
-    return {f"num_scrubbed_{kind}": total[kind] for kind in sorted(cfg.scrub.kinds)}
+    rejects = [row for one in read.values() for row in one.rejects]
+    store.write(out / "documents.jsonl", documents())
+    imported.sort(key=lambda pair: pair.id)
+    store.write(out / "imported.jsonl", imported)
+    rejects.sort(key=lambda row: (row.detail, row.id))
+    store.write(out / "rejects.jsonl", rejects)
+    store.write(out / "scrubbed.jsonl", scrubbed)
+    not_fetched = sum(one.num_not_fetched for one in read.values())
+    totals.update(rejects=len(rejects), imported=len(imported), not_fetched=not_fetched)
+    return totals
 
 
 def _body(bodies: Pages, address: str, digest: str) -> Body:
@@ -206,13 +212,9 @@ def _body(bodies: Pages, address: str, digest: str) -> Body:
     return body
 
 
-def _id(part: Single, page: Page) -> str:
-    return identify(part.name, page.key or page.url)
-
-
 def _document(part: Single, page: Page) -> Document:
     return Document(
-        id=_id(part, page),
+        id=identify(part.name, page.key or page.url),
         url=page.url,
         title=page.title or urlsplit(page.url).path.strip("/").rpartition("/")[2] or page.url,
         text=page.text,
@@ -221,51 +223,30 @@ def _document(part: Single, page: Page) -> Document:
     )
 
 
-def _imported(cfg: Config, part: Single, page: Page) -> Iterator[Imported]:
-    document_id = _id(part, page)
+def _imported(cfg: Config, document: Document, page: Page) -> Iterator[Imported]:
     for pair in page.pairs:
-        question, answer = (clean(words, cfg.scrub) for words in pair)
+        question, answer = (scrub.clean(words, cfg.scrub) for words in pair)
         yield Imported(
-            id=identify(document_id, question, answer),
+            id=identify(document.id, question, answer),
             question=question,
             answer=answer,
-            document_id=document_id,
+            document_id=document.id,
         )
 
 
-def duplicates(pages: dict[str, Page]) -> dict[str, str]:
-    """Addresses whose page stands at another one too, with that one: the shortest of them.
-
-    Equal text makes a duplicate. So does naming another page as canonical, but only when half of
-    the lines are there: sites exist whose every page names the home page.
-    """
-    kept: dict[str, str] = {}  # text: address
-    gone: dict[str, str] = {}
-    for url in sorted(pages, key=lambda url: (pages[url].canonical != url, len(url), url)):
-        page = pages[url]
-        first = kept.setdefault(page.text, url)
-        if first != url:
-            gone[url] = first
-    for url, page in pages.items():
-        other = page.canonical
-        if url in gone or other is None or other == url or other not in pages or other in gone:
-            continue
-        if pages[other].canonical not in (None, other):
-            continue  # a chain, or two pages that name each other
-        lines = {line for line in page.text.splitlines() if line.strip()}
-        if 2 * len(lines & set(pages[other].text.splitlines())) >= len(lines):
-            gone[url] = other
-    return gone
+def _scrubbed(document: Document, counts: Counter[str]) -> Iterator[Reject]:
+    """What was replaced in a document, by kind; never the thing itself."""
+    for kind, number in sorted(counts.items()):
+        yield Reject(id=document.id, reason=kind, detail=f"{document.url}: {number}")
 
 
 # --- failures ----------------------------------------------------------------------------------
 
 
-def _check_whole(
-    cfg: Config, part: Single, num_documents: int, rejects: list[Reject], out: Path
-) -> None:
+def _check_whole(cfg: Config, read: _Read, out: Path) -> None:
     """Raise if there is nothing to go on with, or too much is missing."""
-    reasons = Counter(reject.reason for reject in rejects)
+    part, num_documents = read.part, len(read.pages)
+    reasons = Counter(reject.reason for reject in read.rejects)
     told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
     if num_documents == 0:
         doubt = "is it made by JavaScript, or " if isinstance(part, Web) else "is "

@@ -6,11 +6,14 @@ changes no other, but where it changes what counts as repeated.
 
 import bisect
 import functools
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from stages.core import fences, shingles
 from stages.core.records import Heading
@@ -19,8 +22,6 @@ from stages.crawl.settings import Config
 
 Pages = Mapping[str, Page]
 """Pages by address."""
-Failures = dict[str, tuple[str, str]]
-"""Address: reason and detail."""
 
 MIN_REPEATS = 5
 """A line on fewer pages is never boilerplate, whatever their share."""
@@ -32,43 +33,64 @@ SURE = 0.9
 SHORT_CHARS = 1200
 """An error page says little; a longer page is one about errors."""
 SEED = 0
+_DIGEST_BYTES = 8
 
 
 # --- what is repeated --------------------------------------------------------------------------
 
 
-def titled(pages: Pages) -> dict[str, Page]:
-    """With titles that lack the name of the site, which most of them end in."""
-    ends = Counter(_ending(page.title) for page in pages.values())
-    shared = {
-        end for end, n in ends.items() if end and n >= MIN_SITES_TITLES and 2 * n >= len(pages)
-    }
-    return {
-        url: replace(page, title=page.title.removesuffix(_ending(page.title)))
-        if _ending(page.title) in shared
-        else page
-        for url, page in pages.items()
-    }
+@dataclass(frozen=True)
+class Frame:
+    """What the pages of a site share, and none of them is about."""
+
+    endings: frozenset[str]
+    """The name of the site, which most titles end in."""
+    lines: frozenset[bytes]
+    """Digests of the lines that are repeated."""
+
+
+def frame(pages: Iterable[Page], share: float | None) -> Frame:
+    """Of a site: an ending of at least half of the titles, and the lines that at least this share
+    of the pages repeat; None: no lines.
+    """
+    endings, digests = Counter[str](), bytearray()
+    for page in pages:
+        endings[_ending(page.title)] += 1
+        if share is not None:
+            digests += b"".join({_digest(said) for _, _, said in lines(page)})
+    number = endings.total()
+    most = {end for end, n in endings.items() if end and n >= MIN_SITES_TITLES and 2 * n >= number}
+    repeated = _frequent(digests, max(MIN_REPEATS, (share or 1) * number))
+    return Frame(frozenset(most), frozenset(repeated))
+
+
+def _digest(line: str) -> bytes:
+    """So short that the lines of ten thousand pages have room in memory."""
+    return hashlib.blake2b(line.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+def _frequent(digests: bytearray, enough: float) -> list[bytes]:
+    values = np.frombuffer(digests, f"V{_DIGEST_BYTES}").view(np.uint64)
+    found, counts = np.unique(values, return_counts=True)
+    return [value.tobytes() for value in found[counts >= enough]]
+
+
+def unframed(page: Page, frame: Frame) -> Page:
+    """The page without what its site repeats.
+
+    Headings, code, tables and what leads to something below it stay, and so does a page that is
+    made of nothing else.
+    """
+    ending = _ending(page.title)
+    if ending in frame.endings:
+        page = replace(page, title=page.title.removesuffix(ending))
+    return _without(page, frame.lines) if frame.lines else page
 
 
 def _ending(title: str) -> str:
     """The last part of a title with the mark before it."""
     found = re.search(r"\S(\s+(?:[|·•»–—-]|::)\s+[^|·•»–—]+)$", title)
     return found.group(1) if found else ""
-
-
-def without_boilerplate(pages: Pages, share: float) -> dict[str, Page]:
-    """Without the lines that at least this share of the pages repeat.
-
-    Headings, code, tables and what leads to something below it stay, and so does a page that is
-    made of nothing else.
-    """
-    on = Counter(line for page in pages.values() for line in {said for _, _, said in lines(page)})
-    enough = max(MIN_REPEATS, share * len(pages))
-    repeated = {line for line, n in on.items() if n >= enough}
-    if not repeated:
-        return dict(pages)
-    return {url: _without(page, repeated) for url, page in pages.items()}
 
 
 def lines(page: Page) -> Iterator[tuple[int, int, str]]:
@@ -88,8 +110,8 @@ def lines(page: Page) -> Iterator[tuple[int, int, str]]:
         begin = end
 
 
-def _without(page: Page, repeated: set[str]) -> Page:
-    spans = [(begin, end) for begin, end, said in lines(page) if said in repeated]
+def _without(page: Page, repeated: frozenset[bytes]) -> Page:
+    spans = [(begin, end) for begin, end, said in lines(page) if _digest(said) in repeated]
     if not spans:
         return page
     kept, cuts, last = [], [], 0
@@ -219,6 +241,33 @@ def _prose(page: Page) -> list[str]:
 # --- pages beside each other -------------------------------------------------------------------
 
 
+def duplicates(pages: Pages) -> dict[str, str]:
+    """Addresses whose page stands at another one too, with that one: the shortest of them.
+
+    Equal text makes a duplicate. So does naming another page as canonical, but only when half of
+    the lines are there: sites exist whose every page names the home page.
+    """
+    canonical: dict[str, str | None] = {}
+    texts: dict[str, bytes] = {}
+    for url, page in pages.items():
+        canonical[url], texts[url] = page.canonical, hashlib.sha256(page.text.encode()).digest()
+    kept: dict[bytes, str] = {}
+    gone: dict[str, str] = {}
+    for url in sorted(pages, key=lambda url: (canonical[url] != url, len(url), url)):
+        first = kept.setdefault(texts[url], url)
+        if first != url:
+            gone[url] = first
+    for url, other in canonical.items():
+        if url in gone or other is None or other == url or other not in pages or other in gone:
+            continue
+        if canonical[other] not in (None, other):
+            continue  # a chain, or two pages that name each other
+        lines = {line for line in pages[url].text.splitlines() if line.strip()}
+        if 2 * len(lines & set(pages[other].text.splitlines())) >= len(lines):
+            gone[url] = other
+    return gone
+
+
 def near_duplicates(pages: Pages, threshold: float) -> dict[str, str]:
     """Addresses whose page is nearly that of an earlier address, with the earliest such one.
 
@@ -228,7 +277,8 @@ def near_duplicates(pages: Pages, threshold: float) -> dict[str, str]:
     """
     urls = sorted(pages, key=lambda url: (len(url), url))
     found: dict[str, str] = {}
-    texts = [pages[url].text for url in urls]
-    for first, second in shingles.pairs(texts, SEED, threshold):
+    for first, second in shingles.pairs(
+        len(urls), lambda place: pages[urls[place]].text, SEED, threshold
+    ):
         found.setdefault(urls[second], urls[first])
     return found

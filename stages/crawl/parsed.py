@@ -53,11 +53,15 @@ class Parsed:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
-    def get(self, key: str) -> list[Page] | UnreadableError | None:
-        """The pages or why there are none; None where nothing is known."""
+    def __contains__(self, key: str) -> bool:
+        found = self._database.execute("SELECT 1 FROM parsed WHERE key = ?", (key,))
+        return found.fetchone() is not None
+
+    def __getitem__(self, key: str) -> list[Page] | UnreadableError:
+        """The pages, or why there are none."""
         row = self._database.execute("SELECT outcome FROM parsed WHERE key = ?", (key,)).fetchone()
         if row is None:
-            return None
+            raise KeyError(key)
         outcome = _OUTCOMES.validate_json(row[0])
         if outcome.reason:
             return UnreadableError(outcome.reason, outcome.detail)

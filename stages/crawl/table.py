@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -197,6 +195,10 @@ def _lines(source: Table, body: bytes) -> Iterator[Row]:
 
 
 def _parquet(source: Table, body: bytes) -> Iterator[Row]:
+    # A fifth of a second, which the spider and every worker would take too.
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
     try:
         table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(body))
         _check(source, table.schema_arrow.names)

@@ -75,7 +75,7 @@ def cluster(documents: Sequence[Document], seed: int, threshold: float) -> dict[
         return place
 
     texts = [document.text for document in ordered]
-    for other, place in shingles.pairs(texts, seed, threshold):
+    for other, place in shingles.pairs(len(texts), texts.__getitem__, seed, threshold):
         first, second = sorted((root(place), root(other)))
         roots[second] = first
     return {document.id: ordered[root(place)].id for place, document in enumerate(ordered)}
