@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from scrapy import Request
@@ -29,10 +28,8 @@ from stages.crawl import robots
 from stages.crawl.guard.reactor import refused
 from stages.crawl.page import UnreadableError
 from stages.crawl.pages import Answer, Crawl, Known, Role
+from stages.crawl.render import Drawer
 from stages.crawl.robots import FORBIDS_ALL, Robots
-
-if TYPE_CHECKING:
-    from stages.crawl.render import Drawer
 
 MAX_TRIES = 3
 MAX_RETRY_AFTER_S = 120.0
@@ -109,7 +106,7 @@ class Asker:
     """Asks for addresses on behalf of one crawl."""
 
     def __init__(
-        self, engine: ExecutionEngine, manners: Manners, crawl: Crawl, drawer: "Drawer | None"
+        self, engine: ExecutionEngine, manners: Manners, crawl: Crawl, drawer: Drawer | None
     ) -> None:
         self._engine = engine
         self._drawer = drawer

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from scrapy import Spider
 from scrapy.crawler import AsyncCrawlerProcess
 
+from stages.crawl import render
 from stages.crawl.asking import Asker, Manners
 from stages.crawl.guard import reactor as guard
 from stages.crawl.pages import Answered, Pages
@@ -107,8 +108,6 @@ class SiteSpider(Spider):
             )
             drawer = None
             if order.render != "never":
-                from stages.crawl import render  # a quarter of a second
-
                 young_s = order.full_fetch_days * 86400
                 drawer = render.Drawer(
                     *(self.crawler.engine, order.render, order.user_agent, order.timeout_s, young_s)
@@ -150,8 +149,6 @@ def settings(order: Order) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
     executable = chromium()
     if order.render != "never" and executable is not None:
-        from stages.crawl import render  # a quarter of a second
-
         drawn = render.settings(executable, order.allow_hosts, order.timeout_s)
     return {
         **_merged(guard.settings(order.allow_hosts), drawn),
