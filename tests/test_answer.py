@@ -402,6 +402,37 @@ def test_a_chunk_that_is_cut_short_is_cited_as_far_as_it_was_shown(indexed):
     assert prompt.count(content) <= CONFIG.context_tokens
 
 
+@pytest.mark.parametrize("system", ["quote", "tuned", "tuned_rag", "base_rag"])
+def test_a_citation_has_the_address_of_the_sentence_and_not_of_its_chunk(indexed, system):
+    text = "Ants dig tunnels é. Cows eat grass. Ants swim in milk. Nothing else is here."
+    pages = [text.index(words) for words in ("Cows", "Ants swim", "else")]
+    marks = tuple(
+        (50 + len(text[:place].encode()), f"page={n}") for n, place in enumerate(pages, 2)
+    )
+    paged = chunk(text, start=50).model_copy(
+        update={"url": "https://x.org/d#page=1", "marks": marks}
+    )
+    index = indexed(paged, BEES)
+    for question, said, page in (
+        ("What do ants dig?", "Tunnels.", 1),
+        ("What do cows eat?", "They eat grass.", 2),
+        ("Where do ants swim?", "In milk.", 3),
+    ):
+        with serving(lambda *_, said=said: said) as (endpoint, _):
+            found = answer.ask(system, question, index, endpoint, CONFIG)
+        assert [c.url for c in found.citations] == [f"https://x.org/d#page={page}"]
+
+
+def test_what_is_cut_out_of_a_chunk_keeps_its_address_and_the_marks_inside():
+    text = "One. Two. Three. Four."
+    marks = ((5, "two"), (10, "three"), (17, "four"))
+    whole = chunk(text).model_copy(update={"marks": marks})
+    part = prompt.excerpt(whole, 6, 17)
+    assert (part.url, part.marks) == ("https://x.org/d#two", ((10, "three"),))
+    assert prompt.excerpt(whole, 10, 22).url == "https://x.org/d#three"
+    assert prompt.excerpt(whole, 0, 5).marks == ()
+
+
 def test_where_nothing_is_retrieved_no_model_is_asked(indexed):
     with serving(lambda *_: "made up") as (endpoint, asked):
         said = answer.ask("tuned_rag", "the moon", indexed(ANTS, BEES), endpoint, CONFIG)

@@ -22,6 +22,8 @@ from rs_bpe.bpe import openai
 from sites import ok, parse_here, refresh_and_run, serving
 
 from stages import crawl
+from stages.answer import retrieval
+from stages.answer.quoting import quote
 from stages.core import config
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Reject
@@ -872,7 +874,7 @@ def test_files_at_an_address_are_read_through_the_guard(tmp_path):
 # --- marks in the later stages -----------------------------------------------------------------
 
 
-def test_chunks_of_a_file_name_the_page_that_they_begin_on():
+def test_chunks_of_a_file_name_the_page_that_they_begin_on_and_those_inside():
     body = Draft()
     for number in range(1, 40):
         body.mark(f"page={number}")
@@ -889,3 +891,50 @@ def test_chunks_of_a_file_name_the_page_that_they_begin_on():
             begun = page.text.encode()[: chunk.start].decode().count("says:")
             here = max(1, begun + chunk.text.startswith("Page "))
             assert (chunk.url, chunk.heading_path) == (f"w.pdf#page={here}", ())
+            inside = chunk.text.count("Page ") - chunk.text.startswith("Page ")
+            assert [anchor for _, anchor in chunk.marks] == [
+                f"page={here + n}" for n in range(1, inside + 1)
+            ]
+
+
+def test_a_quote_names_the_page_the_slide_and_the_second_of_its_sentence(tmp_path):
+    folder = tmp_path / "course"
+    folder.mkdir()
+    written = fpdf.FPDF()
+    for line in ("A widget is small.", "Steel never rusts here.", "Its colour is green."):
+        written.add_page()
+        written.set_font("helvetica", size=11)
+        written.cell(text=line)
+    (folder / "w.pdf").write_bytes(bytes(written.output()))
+    (folder / "deck.pptx").write_bytes(deck())
+    (folder / "talk.srt").write_text(SRT)
+    documents, _ = crawled(tmp_path / "out", folder)
+    products = {"retrieval": Product(chunk_tokens=900, overlap_tokens=100)}
+    chunks = [
+        chunk
+        for document in documents.values()
+        for chunk in splitting.split(document, products, COUNT, "markdown")["retrieval"]
+        if document.url != "deck.pptx"
+    ]
+    # By headings each slide is a chunk; recursively, all of them are one.
+    chunks += splitting.split(documents["deck.pptx"], products, COUNT, "recursive")["retrieval"]
+    assert sorted(chunk.url for chunk in chunks) == [
+        "deck.pptx#slide=1",
+        "talk.srt#t=1",
+        "w.pdf#page=1",
+    ]
+    retrieval.build(chunks, tmp_path / "index", 1.5, 0.75)
+    with retrieval.Index.open(tmp_path / "index") as index:
+        for question, sentence, url in (
+            ("Is a widget small?", "A widget is small.", "w.pdf#page=1"),
+            ("What never rusts?", "Steel never rusts here.", "w.pdf#page=2"),
+            ("Which colour is green?", "Its colour is green.", "w.pdf#page=3"),
+            ("How large is large?", "| large | 40 |", "deck.pptx#slide=2"),
+            ("Where to order in the shop?", "Order them [in the shop]", "deck.pptx#slide=4"),
+            ("Who says hello and welcome?", "Hello and welcome.", "talk.srt#t=1"),
+            ("Which pause came before?", "A pause came before.", "talk.srt#t=20"),
+            ("What is the end?", "The end.", "talk.srt#t=3665"),
+        ):
+            said = quote(index, question, 1)
+            assert said.text.startswith(sentence)
+            assert [citation.url for citation in said.citations] == [url]

@@ -141,6 +141,18 @@ def test_a_citation_is_right_where_it_overlaps_the_evidence():
     assert "citation_recall" not in figures(answer("x", system="base"))
 
 
+def test_evidence_has_the_address_of_the_place_where_it_begins():
+    later = chunk("later", 12, 40)
+    first = chunk("first", 5, 20).model_copy(
+        update={"url": "p#page=1", "marks": ((10, "page=2"), (16, "page=3"))}
+    )
+    ends = [(0, 6), (5, 9), (10, 30), (15, 17), (16, 18)]
+    spans = [Evidence(document_id="page1", start=s, end=e, text="") for s, e in ends]
+    found = [metrics.address(span, [later, first]) for span in spans]
+    assert found == [f"p#page={n}" for n in (1, 1, 2, 2, 3)]
+    assert metrics.address(spans[0], [later]) == ""
+
+
 def test_retrieval_is_judged_by_the_rank_of_the_first_chunk_that_overlaps_the_evidence():
     chunks = [chunk("far", 10, 20), chunk("near", 2, 8), chunk("other", 0, 9, "page2")]
     found = figures(answer("x", "tuned_rag", chunk_ids=("far", "other", "near")), chunks)
@@ -377,6 +389,18 @@ def test_gold_questions_have_the_page_of_their_address_as_evidence(tmp_path):
     assert [row.kind for row in found.examples] == ["imported"] * 3 + ["unanswerable"]
     assert {row.track for row in found.examples} == {"gold"}
     assert found.examples[3].answer == "That is not in the documents."
+
+
+def test_an_address_with_an_anchor_inside_of_a_chunk_is_what_stands_there(tmp_path):
+    page = PAGES[1].model_copy(update={"marks": ((15, "page=2"), (22, "page=3"))})
+    rows = [[f"q{n}?", "a", f"https://x.org/a#{n}"] for n in ("end", "page=2", "page=3")]
+    path = write_csv(tmp_path / "gold.csv", ("question", "answer", "url"), *rows)
+    found = gold.read(path, COLUMNS, [PAGES[0], page])
+    assert [(e.start, e.end) for row in found.examples for e in row.evidence] == [
+        (10, 15),
+        (15, 22),
+        (22, 30),
+    ]
 
 
 def test_jsonl_and_csv_of_a_folder_are_read_together_and_other_files_not(tmp_path):

@@ -19,7 +19,7 @@ from stages import split
 from stages.core import config, store
 from stages.core.errors import PipelineError
 from stages.core.model import Hub, Local, Scratch
-from stages.core.records import Chunk, Document, Heading, Reject
+from stages.core.records import Chunk, Document, Heading, Reject, addressed, url_at
 from stages.split.chunks import split as split_document
 from stages.split.cutting import Product
 from stages.split.tokens import counter
@@ -123,6 +123,36 @@ def test_chunks_are_exact_spans_within_the_limit_that_hold_every_character(
     assert starts == sorted(starts) and ends == sorted(ends)
     if share == 0:
         assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+
+
+@settings(deadline=None, max_examples=150)
+@given(MARKDOWN, METHODS, LIMITS, st.sampled_from([0, 0.5]), st.data())
+def test_the_address_at_any_byte_of_a_chunk_is_that_of_the_last_mark_before_it(
+    text, method, limit, share, data
+):
+    places = data.draw(st.lists(st.integers(0, len(text) - 1), max_size=9))
+    anchors = data.draw(st.lists(st.sampled_from(["", "page=1", "page=2", "t=9"]), min_size=9))
+    marks = [
+        Heading(start=len(text[:place].encode()), level=7, title="", anchor=anchor)
+        for place, anchor in zip(places, anchors, strict=False)
+    ]
+    page = document(text)
+    page = page.model_copy(update={"headings": (*page.headings, *marks)})
+    [chunks] = split_document(
+        page, {"r": product(limit, int(limit * share))}, COUNT, method
+    ).values()
+    in_order = [h for h in sorted(page.headings, key=lambda h: h.start) if h.anchor]
+    for chunk in chunks:
+        expected = []
+        for start in range(chunk.start, chunk.end):
+            before = [heading for heading in in_order if heading.start <= start]
+            expected.append(page.url + (f"#{before[-1].anchor}" if before else ""))
+        assert [url_at(chunk, start) for start in range(chunk.start, chunk.end)] == expected
+        assert chunk.url == expected[0]
+        spans = list(addressed(chunk))
+        assert [url for url, start, end in spans for _ in range(start, end)] == expected
+        assert all(chunk.start < start < chunk.end for start, _ in chunk.marks)
+        assert Chunk.model_validate_json(chunk.model_dump_json()) == chunk
 
 
 @pytest.mark.parametrize("overlap", [0, 20])

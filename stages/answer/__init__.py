@@ -57,7 +57,8 @@ def ask(
     model was shown: the parts of the retrieved chunks that stand in its prompt; where nothing is
     found, NOT_FOUND is the answer and no model is asked. Without it, the tuned model's citation is
     the one chunk that best matches its answer and the question: where that is written, not what
-    the model read. The base model's answers have none, and neither does NOT_FOUND.
+    the model read. Where a chunk has several addresses (pages, slides), a citation's is that of the
+    sentence nearest to the answer. The base model's answers have none, and neither does NOT_FOUND.
     """
     if isinstance(turns, str):
         turns = [Message(role="user", content=turns)]
@@ -84,10 +85,13 @@ def ask(
         temperature=cfg.temperature,
     )
     text = completion.text.strip()
+    said_of = f"{text}\n{question}"
     if system == "tuned":
-        hits = index.search(f"{text}\n{question}", 1)
+        hits = index.search(said_of, 1)
         shown = [hit.chunk for hit in hits]
-    citations = () if text == prompt.NOT_FOUND else tuple(_cite(chunk) for chunk in shown)
+    if text == prompt.NOT_FOUND:
+        shown = ()
+    citations = tuple(quoting.cite(index, chunk, said_of) for chunk in shown)
     return Response(
         text, citations, tuple(hits), completion.tokens, completion.cost_usd, completion.cached
     )
@@ -96,7 +100,3 @@ def ask(
 def _query(turns: Sequence[Message]) -> str:
     """What to search for: the last question, and the one before, which it may lean on."""
     return "\n".join([turn.content for turn in turns if turn.role == "user"][-2:])
-
-
-def _cite(chunk: Chunk) -> Citation:
-    return Citation(document_id=chunk.document_id, url=chunk.url, start=chunk.start, end=chunk.end)

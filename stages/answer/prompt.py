@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rs_bpe.bpe import openai  # type: ignore[import-not-found]
 
 from stages.core import fences
-from stages.core.records import Chunk, Message
+from stages.core.records import Chunk, Message, url_at
 
 NOT_FOUND = "That is not in the documents."
 """The answer to a question that the documents leave open."""
@@ -67,13 +67,16 @@ def shorten(chunk: Chunk, tokens: int) -> Chunk:
 
 
 def excerpt(chunk: Chunk, first: int, last: int) -> Chunk:
-    """The chunk with only the characters first:last of its text, their span and their fence."""
+    """The chunk with only the characters first:last of its text: their span, address and fence."""
     text = chunk.text[first:last]
     start = chunk.start + len(chunk.text[:first].encode())
+    end = start + len(text.encode())
     return chunk.model_copy(
         update={
             "start": start,
-            "end": start + len(text.encode()),
+            "end": end,
+            "url": url_at(chunk, start),
+            "marks": tuple(mark for mark in chunk.marks if start < mark[0] < end),
             "text": text,
             "num_tokens": count(text),
             "fence": fences.after(chunk.text[:first], chunk.fence),

@@ -8,7 +8,7 @@ from stages.answer import prompt
 from stages.answer.lexical import terms, unlinked
 from stages.answer.retrieval import Hit, Index
 from stages.answer.sentences import Sentence, sentences
-from stages.core.records import Chunk, Citation
+from stages.core.records import Chunk, Citation, url_at
 
 QUOTED_CHUNKS = 3
 """How many of the best chunks a quote's sentences come from."""
@@ -95,6 +95,22 @@ def narrow(index: Index, hits: Sequence[Hit], question: str, tokens: int) -> lis
         tokens -= part.num_tokens
         chunks.append(part)
     return chunks
+
+
+def cite(index: Index, chunk: Chunk, said: str) -> Citation:
+    """The chunk as what an answer rests on; its address is that of the sentence nearest to it."""
+    start = chunk.start
+    if chunk.marks:
+        scored = _score_sentences(index, chunk, frozenset(terms(said)))
+        score, sentence = max(scored, key=lambda row: row[0], default=(0.0, None))
+        if sentence and score > 0:
+            start += len(chunk.text[: sentence.start].encode())
+    return Citation(
+        document_id=chunk.document_id,
+        url=url_at(chunk, start),
+        start=chunk.start,
+        end=chunk.end,
+    )
 
 
 def _around_best(index: Index, chunk: Chunk, question: str, tokens: int) -> Chunk:

@@ -1,7 +1,10 @@
 """The rows that stages exchange: frozen, joined by id, never by position."""
 
+import bisect
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -73,6 +76,11 @@ class Imported(Record):
     document_id: str
 
 
+Mark = tuple[int, str]
+"""From which byte of the document on the address has which anchor. A bare tuple, since an index
+holds one or more for every heading, page or line."""
+
+
 class Chunk(Record):
     """A span of a document. `text` is exactly the document's UTF-8 bytes start:end.
 
@@ -85,13 +93,32 @@ class Chunk(Record):
     end: int
     heading_path: tuple[str, ...]
     url: str
-    """The document's address with the nearest anchor."""
+    """The document's address with the anchor nearest to where the chunk begins."""
     text: str
     num_tokens: int
     source: str = ""
     """The document's source, which a search may be kept to."""
     fence: str = ""
     """The opening line of the code fence that the text begins in; empty outside of one."""
+    marks: tuple[Mark, ...] = ()
+    """Where the address changes inside, in order: from `start` up to the first it is `url`."""
+
+
+def url_at(chunk: Chunk, start: int) -> str:
+    """The address of what starts at this byte of the chunk's document."""
+    place = bisect.bisect_right(chunk.marks, start, key=lambda mark: mark[0])
+    return anchored(chunk.url, chunk.marks[place - 1][1]) if place else chunk.url
+
+
+def addressed(chunk: Chunk) -> Iterator[tuple[str, int, int]]:
+    """The chunk's addresses in order, each with the bytes of the document that it stands for."""
+    starts = [chunk.start, *(start for start, _ in chunk.marks), chunk.end]
+    for start, end in itertools.pairwise(starts):
+        yield url_at(chunk, start), start, end
+
+
+def anchored(url: str, anchor: str) -> str:
+    return f"{url.partition('#')[0]}#{anchor}"
 
 
 class Evidence(Record):

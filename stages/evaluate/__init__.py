@@ -308,10 +308,7 @@ def _sources(examples: Sequence[Example], index: Index) -> dict[str, tuple[str, 
     found = {}
     for example in examples:
         urls = [
-            next(
-                (c.url for c in chunks.get(span.document_id, ()) if metrics.overlaps(c, [span])), ""
-            )
-            for span in example.evidence
+            metrics.address(span, chunks.get(span.document_id, ())) for span in example.evidence
         ]
         found[example.id] = tuple(dict.fromkeys(filter(None, urls)))
     return found

@@ -10,7 +10,7 @@ from typing import Any
 from stages.answer.prompt import NOT_FOUND
 from stages.core import config
 from stages.core.errors import PipelineError
-from stages.core.records import Answer, Chunk, Evidence, Example, Message, identify
+from stages.core.records import Answer, Chunk, Evidence, Example, Message, addressed, identify
 
 
 class Config(config.Base):
@@ -134,9 +134,9 @@ Places = dict[str, tuple[str, int, int]]
 def _places(chunks: Sequence[Chunk]) -> Places:
     places: Places = {}
     for chunk in chunks:
-        for url in {_plain(chunk.url), chunk.url}:
-            document, start, end = places.get(url, (chunk.document_id, chunk.start, chunk.end))
-            places[url] = (document, min(start, chunk.start), max(end, chunk.end))
+        for url, first, last in {(_plain(chunk.url), chunk.start, chunk.end), *addressed(chunk)}:
+            document, start, end = places.get(url, (chunk.document_id, first, last))
+            places[url] = (document, min(start, first), max(end, last))
     return places
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, get_args
 
 from stages.answer.embedding import Embedder
 from stages.answer.prompt import NOT_FOUND
-from stages.core.records import Answer, Chunk, Example, System, Track
+from stages.core.records import Answer, Chunk, Example, System, Track, url_at
 from stages.evaluate import neural, rouge
 from stages.evaluate.neural import Likelihood
 
@@ -108,6 +108,12 @@ def overlaps(span: Span, others: Iterable[Span]) -> bool:
         span.document_id == other.document_id and span.start < other.end and other.start < span.end
         for other in others
     )
+
+
+def address(span: Span, chunks: Iterable[Chunk]) -> str:
+    """Where the span begins, as the first of the chunks that hold some of it says; else empty."""
+    there = [chunk for chunk in chunks if overlaps(chunk, [span])]
+    return url_at(min(there, key=lambda chunk: chunk.start), span.start) if there else ""
 
 
 def summarize(

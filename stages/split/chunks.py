@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from stages.core import fences
-from stages.core.records import Chunk, Document, Heading, identify
+from stages.core.records import Chunk, Document, Heading, Mark, anchored, identify
 from stages.split import blocks
 from stages.split.cutting import TEXT, Cutter, Product, Separators, Span, nothing
 from stages.split.tokens import Counter, Ruler
@@ -54,6 +54,7 @@ def _chunks(
 ) -> Iterator[Chunk]:
     text = document.text
     outline = _outline(document, headings)
+    marks = _marks(document)
     in_bytes = _offsets(text, (place for span in spans for place in span[:2]), _num_bytes)
     occurrences: Counting[str] = Counting()
     for start, end, num_tokens in spans:
@@ -74,6 +75,7 @@ def _chunks(
             num_tokens=num_tokens,
             source=document.source,
             fence=found[place].opening if inside else "",
+            marks=_between(marks, in_bytes[start], in_bytes[end]),
         )
         occurrences[content] += 1
 
@@ -102,9 +104,28 @@ def _outline(
                 enclosing.pop()
             enclosing.append((heading.level, heading.title))
         if heading.anchor:
-            url = f"{document.url.partition('#')[0]}#{heading.anchor}"
+            url = anchored(document.url, heading.anchor)
         outline.append((heading.start, tuple(title for _, title in enclosing), url))
     return outline
+
+
+def _marks(document: Document) -> list[Mark]:
+    """The places at which the nearest anchor changes, in order."""
+    marks: list[Mark] = []
+    for heading in sorted(document.headings, key=lambda heading: heading.start):
+        if heading.anchor and not (marks and marks[-1][1] == heading.anchor):
+            marks.append((heading.start, heading.anchor))
+    return marks
+
+
+def _between(marks: Sequence[Mark], start: int, end: int) -> tuple[Mark, ...]:
+    """Those inside of the span; one at its start is its address already."""
+    first = bisect.bisect_right(marks, start, key=_place)
+    return tuple(marks[first : bisect.bisect_left(marks, end, first, key=_place)])
+
+
+def _place(mark: Mark) -> int:
+    return mark[0]
 
 
 # --- bytes and characters ------------------------------------------------------------------------
