@@ -172,6 +172,28 @@ def test_a_tab_is_named_before_what_it_shows() -> None:
     assert markdown(tabbed).split() == ["**A:**", "one", "**B:**", "two"]
 
 
+MENU = "".join(f'<li><a href="m{n}.html">The module number {n}</a></li>' for n in range(40))
+VERSIONS = "".join(f'<li><a href="v{n}.html">{n}.x</a></li>' for n in range(9))
+
+
+def in_a_frame(menu: str, body: str) -> str:
+    header = f"<header><div><h1>Acme 3 manual</h1></div><div><ul>{menu}</ul></div></header>"
+    side = f'<div id="column2"><ul>{MENU}</ul></div>'
+    main = f'<div id="column1">{header}<div id="apicontent">{body}</div></div>'
+    return f'<html><body><div id="content">{side}{main}</div></body></html>'
+
+
+def test_a_page_of_few_words_is_not_lost_in_the_menus_of_its_header() -> None:
+    found = page(in_a_frame(MENU + VERSIONS, "<h2>Policies</h2><p>They moved.</p>"))
+    assert found.text == "## Policies\n\nThey moved."
+
+
+def test_a_page_that_is_a_list_of_links_keeps_it_and_not_the_menu_above() -> None:
+    found = page(in_a_frame(VERSIONS, f"<ul>{MENU}</ul>"))
+    assert found.text.startswith("# Acme 3 manual\n\n- [The module number 0](")
+    assert found.text.count("\n- [") == 40 and ".x]" not in found.text
+
+
 # --- what Markdown has no word for -------------------------------------------------------------
 
 KATEX = (

@@ -22,7 +22,8 @@ MAIN = {
     "#main-content": "main-content",
     "#main": "main",
 }
-HEADINGS = "h1, h2, h3, h4, h5, h6"
+HEADING_TAGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+HEADINGS = ", ".join(HEADING_TAGS)
 # What manuals have and articles lack: code, and headings that can be linked to.
 _MANUAL = (
     "pre code, .highlight pre, pre.highlight, .listingblock, .headerlink, .hash-link, "
@@ -105,7 +106,9 @@ def _narrowed(frame: LexborNode) -> LexborNode:
             (
                 child
                 for child in node.iter()
-                if child.tag in ("div", "section", "article", "main") and _num_said(child) >= enough
+                if child.tag in ("div", "section", "article", "main")
+                and len(_dense(child.text())) >= enough  # cheap, and few pass
+                and _num_said(child) >= enough
             ),
             None,
         )
@@ -115,20 +118,37 @@ def _narrowed(frame: LexborNode) -> LexborNode:
 
 
 def _pruned(node: LexborNode) -> LexborNode:
-    """Without the lists of links beside its largest part."""
+    """Without the lists of links beside its largest part, and without a header full of links.
+
+    Where no other part has a heading, that header keeps its own.
+    """
     children = [child for child in node.iter() if child.tag in ("div", "header", "ul", "details")]
-    largest = max(children, key=lambda child: len(child.text()), default=None)
+    parts = [child for child in children if child.tag != "header"] or children
+    largest = max(parts, key=lambda child: len(child.text()), default=None)
     for child in children:
-        is_list = len(child.css("a")) >= 5 and 5 * _num_said(child) <= len(_dense(child.text()))
-        if is_list and largest is not None and child.mem_id != largest.mem_id:
-            child.decompose()
+        num_links = len(child.css("a"))
+        if num_links < 5 or largest is None or child.mem_id == largest.mem_id:
+            continue
+        said = _num_said(child)
+        if child.tag == "header":  # a heading is no word of a menu
+            said -= sum(_num_said(heading) for heading in child.css(HEADINGS))
+        if 5 * said > len(_dense(child.text())):
+            continue
+        if child.tag == "header" and not any(
+            other.css_first(HEADINGS) for other in children if other.mem_id != child.mem_id
+        ):
+            for inner in list(child.iter()):
+                if inner.tag not in HEADING_TAGS and not inner.css_first(HEADINGS):
+                    inner.decompose()
+            continue
+        child.decompose()
     return node
 
 
 def _num_said(node: LexborNode) -> int:
     """Letters outside of links, scripts and styles."""
-    silent = sum(len(_dense(inner.text())) for inner in node.css("a, script, style"))
-    return len(_dense(node.text())) - silent
+    silent = "".join([inner.text() for inner in node.css("a, script, style")])
+    return len(_dense(node.text())) - len(_dense(silent))
 
 
 # --- articles ----------------------------------------------------------------------------------
