@@ -4,6 +4,8 @@ On a machine with network, collect what is needed once, beside the checkout:
 
     python3 benchmarks/gpu_check.py --collect wheels --torch-index https://download.pytorch.org/whl/cu128
 
+The platform and the Python must be those of the GPUs. FlashAttention is taken along where a wheel
+of it is named, built for that torch: `--also URL`; without one, packing waits for a Hopper card.
 Carry the checkout with the folder to the GPUs, and there, in one command:
 
     python3 benchmarks/gpu_check.py --wheels wheels
@@ -18,10 +20,12 @@ operations a parameter and token (Kaplan et al. 2001.08361; PaLM's appendix B fo
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -64,9 +68,12 @@ def main() -> int:
         "--collect", type=Path, help="download the wheels into this folder, and end"
     )
     reader.add_argument("--torch-index", help="index of torch's CUDA build, for --collect")
+    reader.add_argument(
+        "--also", action="append", default=[], help="a further wheel or its URL, for --collect"
+    )
     given = reader.parse_args()
     if given.collect:
-        return collect(given.collect, given.torch_index)
+        return collect(given.collect, given.torch_index, given.also)
     if given.wheels:
         build(given.wheels.resolve())
     if not __package__:  # run as a file, by any Python: all else needs the core environment
@@ -81,35 +88,67 @@ def main() -> int:
 # --- a machine without network -------------------------------------------------------------------
 
 
-def collect(folder: Path, torch_index: str | None) -> int:
+def collect(folder: Path, torch_index: str | None, also: Sequence[str]) -> int:
     """Download what both environments hold, for this platform and this Python."""
-    pip = [sys.executable, "-m", "pip", "download", "--dest", str(folder), "--prefer-binary"]
-    extra = ["--extra-index-url", torch_index] if torch_index else []
-    environment = os.environ | {"DS_BUILD_OPS": "0"}  # DeepSpeed comes as source
-    for name in ("core", "model"):
-        lock = ROOT / "requirements" / f"{name}.txt"
-        subprocess.run([*pip, *extra, "--no-deps", "-r", str(lock)], env=environment, check=True)
-    build_tools = ["setuptools", "wheel", "ninja", "py-cpuinfo", "hjson"]
-    subprocess.run([*pip, *build_tools], check=True)
+    for words in downloads(folder, torch_index, also):
+        # DeepSpeed comes as source.
+        subprocess.run(words, env=os.environ | {"DS_BUILD_OPS": "0"}, check=True)
     print(f"{folder}: carry it with the checkout, then --wheels {folder}")
     return 0
+
+
+def downloads(folder: Path, torch_index: str | None, also: Sequence[str]) -> list[list[str]]:
+    """The commands that fill the folder.
+
+    The lock was resolved with torch's build for CPUs: the libraries of CUDA, and the Triton that
+    goes with them, are known to torch's own wheel alone.
+    """
+    pip = [sys.executable, "-m", "pip", "download", "--dest", str(folder), "--prefer-binary"]
+    if torch_index:
+        pip += ["--extra-index-url", torch_index]
+    return [
+        *([*pip, "--no-deps", "-r", str(lock(name))] for name in ("core", "model")),
+        [*pip, torch()],
+        [*pip, "setuptools", "wheel", "ninja", "py-cpuinfo", "hjson"],  # what builds DeepSpeed
+        *([*pip, "--no-deps", wheel] for wheel in also),
+    ]
 
 
 def build(wheels: Path) -> None:
     """Both environments, from the wheels alone."""
     for name, folder in (("core", CORE), ("model", MODEL)):
-        if (folder / "bin/python").exists():
+        done = folder / "installed"  # as in the Makefile
+        if done.exists():
             continue
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(folder / "bin/python"), "-m", "pip", "install", "--no-index"]
-        pip += ["--find-links", str(wheels), "--no-deps"]
-        subprocess.run([*pip, "setuptools", "wheel"], check=True)
-        lock = ROOT / "requirements" / f"{name}.txt"
-        subprocess.run(
-            [*pip, "--no-build-isolation", "-r", str(lock)],
-            env=os.environ | {"DS_BUILD_OPS": "0"},
-            check=True,
-        )
+        for words in installs(name, str(folder / "bin/python"), wheels):
+            subprocess.run(words, env=os.environ | {"DS_BUILD_OPS": "0"}, check=True)
+        done.touch()
+
+
+def installs(name: str, python: str, wheels: Path) -> list[list[str]]:
+    """The commands that fill an environment: the lock, then what torch asks for over it."""
+    pip = [python, "-m", "pip", "install", "--no-index", "--find-links", str(wheels)]
+    commands = [
+        [*pip, "--no-deps", "setuptools", "wheel"],
+        [*pip, "--no-deps", "--no-build-isolation", "-r", str(lock(name))],
+    ]
+    if name == "model":
+        commands.append([*pip, torch()])
+        flash = sorted(map(str, wheels.glob("flash_attn-*.whl")))
+        commands += [[*pip, "--no-deps", wheel] for wheel in flash[:1]]
+    return commands
+
+
+def lock(name: str) -> Path:
+    return ROOT / "requirements" / f"{name}.txt"
+
+
+def torch() -> str:
+    """The version that is locked; an index of CUDA builds adds its own suffix."""
+    found = re.search(r"^torch==[^\s+]+", lock("model").read_text(), re.MULTILINE)
+    assert found
+    return found[0]
 
 
 # --- what is measured ----------------------------------------------------------------------------
