@@ -61,8 +61,29 @@ def signature(stage: str) -> Signature:
 def check(params: dict[str, Any], origin: str = "conf") -> None:
     """Every section of every stage, before anything runs."""
     config.load(params, "tracking", tracking.Config, origin)
+    sections: dict[str, Any] = {}
     for stage in STAGES:
-        signature(stage).load(params, origin)
+        sections |= signature(stage).load(params, origin)
+    _check_together(sections)
+
+
+def _check_together(sections: dict[str, Any]) -> None:
+    """What one section asks of another one."""
+    from stages.crawl import source as sources
+
+    search = sections["answer"].search
+    if sections["embedder"].kind == "none" and search.method != "lexical":
+        raise PipelineError(
+            f"answer.search.method: {search.method!r} searches by meaning, and embedder=none gives "
+            "no vectors: set answer.search.method=lexical, or take another embedder"
+        )
+    names = [part.name for part in sources.parts(sections["source"])]
+    for name in search.sources:
+        if name not in names:
+            raise PipelineError(
+                f"answer.search.sources: {name!r}: no such source{config.nearest(name, names)}: "
+                f"expected one of {', '.join(names)}"
+            )
 
 
 # --- Hydra -------------------------------------------------------------------------------------
@@ -79,7 +100,7 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
         try:
             return _plain(hydra_compose("config", overrides=list(overrides)))
         except (HydraException, OmegaConfBaseException) as error:
-            raise PipelineError(_explain(error)) from None
+            raise PipelineError(_unquoted(overrides) or _explain(error)) from None
         except yaml.YAMLError as error:
             raise PipelineError(f"conf: not YAML: {' '.join(str(error).split())}") from None
 
@@ -93,6 +114,28 @@ def _plain(composed: Any) -> dict[str, Any]:
     return {
         str(name): value for name, value in params.items() if name not in ("experiment", "hydra")
     }
+
+
+def _unquoted(overrides: Sequence[str]) -> str | None:
+    """What is wrong with the first override that Hydra's grammar reads as something else."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            return f"{override}: not an override: expected key=value"
+        try:
+            if not OverridesParser.create().parse_override(override).is_sweep_override():
+                continue
+        except HydraException:
+            pass
+        if value.startswith("[") and value.endswith("]"):
+            remedy = f"""'{key}=["{value[1:-1]}"]'"""
+        else:
+            remedy = f"""'{key}="{value}"'"""
+        return f"{override}: signs such as = , ~ ( ^ want quotes around the value: {remedy}"
+    return None
 
 
 def _explain(error: Exception) -> str:

@@ -188,9 +188,15 @@ class Endpoint(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.path, self.headers.get("Authorization"), asked))
+        if self.server.meeting is not None:
+            self.server.meeting.wait(30)
         status = self.server.statuses.pop(0) if self.server.statuses else 200
         rows = [
-            {"object": "embedding", "index": number, "embedding": letters(text)}
+            {
+                "object": "embedding",
+                "index": number,
+                "embedding": letters(text)[: self.server.width],
+            }
             for number, text in enumerate(asked["input"])
         ]
         body: dict[str, Any] = {"object": "list", "model": "m", "data": rows[::-1]}
@@ -219,6 +225,9 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, str | None, dict[str, Any]]] = []
         self.statuses: list[int] = []
         self.most: int | None = None
+        self.width: int | None = None
+        self.meeting: threading.Barrier | None = None
+        """Where so many requests wait for each other."""
 
 
 @pytest.fixture
@@ -263,6 +272,22 @@ def test_an_endpoint_gives_the_vectors_in_order_and_is_asked_for_each_text_once(
     assert sorted(asked) == ["q: abba", "t: abba", "t: beet", "t: cafe", "t: deaf"]
     assert max(len(body["input"]) for _, _, body in server.asked) == 2
     assert question @ found[0] > 0.8
+
+
+def test_full_requests_are_in_flight_beside_each_other(workspace, server):
+    server.meeting = threading.Barrier(4)
+    with opened(hosted(server, batch_size=20, concurrency=4)) as embedder:
+        embedder.texts([f"text {n}" for n in range(80)])
+    assert [len(body["input"]) for _, _, body in server.asked] == [20] * 4
+
+
+def test_another_model_by_the_same_name_is_one_line(workspace, server):
+    with opened(hosted(server)) as embedder:
+        embedder.texts(["abba"])
+        server.width = 7
+        with pytest.raises(PipelineError, match=r"\.db: .*another model by the same name") as told:
+            embedder.texts(["abba", "beet"])
+    assert "\n" not in str(told.value)
 
 
 def test_the_key_comes_from_the_environment_and_the_dimensions_are_asked_for(

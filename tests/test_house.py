@@ -2,6 +2,9 @@
 
 import ast
 import itertools
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +52,80 @@ def test_a_planted_unknown_key_fails_the_check():
     params = pipeline.compose(["+split.retrieval.chunk_token=3"])
     with pytest.raises(PipelineError, match="did you mean chunk_tokens"):
         pipeline.check(params)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("source.url=https://a.example/x?y=z", r"want quotes .*'source\.url=\"https://a.*z\"'"),
+        ("source.path=~/course", r"want quotes"),
+        ("source.url=https://a.example/x,y", r"want quotes"),
+        ("crawl.user_agent=me (+https://a.example)", r"want quotes"),
+        ("source.include=[^/docs/]", r"'source\.include=\[\"\^/docs/\"\]'"),
+        ("seed", "expected key=value"),
+    ],
+)
+def test_a_value_that_hydra_reads_as_something_else_is_told_with_what_to_type(override, said):
+    with pytest.raises(PipelineError, match=said) as told:
+        pipeline.compose([override])
+    assert "\n" not in str(told.value)
+
+
+def test_what_one_section_asks_of_another_is_checked_before_anything_runs():
+    pipeline.check(pipeline.compose(["embedder=none"]))
+    for overrides, said in (
+        (
+            ["embedder=none", "answer.search.method=dense"],
+            r"answer\.search\.method: 'dense'.*lexical",
+        ),
+        (["answer.search.sources=[manaul]"], r"no such source \(did you mean manual\?\)"),
+    ):
+        with pytest.raises(PipelineError, match=said):
+            pipeline.check(pipeline.compose(overrides))
+
+
+COMMAND = re.compile(
+    r"^(?:python -m stages (?:run|refresh|plan|params|sweep -m)|make (?:run|refresh|sweep))\b(.*)$"
+)
+THE_READERS = {"split=short", "experiment=short", "synthesize/prompts=mine"}
+"""Options that the manual has its reader make."""
+
+
+def commands() -> list[str]:
+    """Overrides of every command in the manual, as a shell hands them over."""
+    found = []
+    for path in sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]):
+        for line in path.read_text().replace("\\\n", " ").splitlines():
+            match = COMMAND.match(line)
+            if match:
+                words = match.group(1).partition(" #")[0].strip()
+                words = re.sub(r'^ARGS="(.*)"$', r"\1", words)
+                if "…" not in words and not THE_READERS & set(words.split()):
+                    found.append(words)
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("words", commands())
+def test_every_command_of_the_manual_composes_and_validates(words, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/reader")
+    given = [os.path.expandvars(word) for word in shlex.split(words) if not word.startswith("--")]
+    for overrides in points(given):
+        pipeline.check(pipeline.compose(overrides))
+
+
+def points(overrides: list[str]) -> list[list[str]]:
+    """Of a sweep, each point's overrides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    choices = []
+    for override in overrides:
+        parsed = OverridesParser.create().parse_override(override)
+        if parsed.is_sweep_override():
+            values = parsed.sweep_string_iterator()
+            choices.append([f"{parsed.get_key_element()}={value}" for value in values])
+        else:
+            choices.append([override])
+    return [list(point) for point in itertools.product(*choices)]
 
 
 def test_a_stage_has_one_name_everywhere():

@@ -89,6 +89,13 @@ class Index:
     def open(cls, folder: Path, how: Search = LEXICAL) -> "Index":
         """Read what the index stage wrote, with what this search needs of it."""
         chunks = tuple(store.read(folder / "chunks.jsonl", Chunk))
+        names = sorted({chunk.source for chunk in chunks})
+        for name in how.sources:
+            if name not in names:
+                raise PipelineError(
+                    f"{folder}: no chunk is of the source {name!r}{config.nearest(name, names)}: "
+                    f"it holds {', '.join(names)}"
+                )
         with contextlib.ExitStack() as resources:
             dense = None
             if how.method != "lexical":

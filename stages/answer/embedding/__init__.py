@@ -18,9 +18,6 @@ from stages.core.errors import PipelineError
 from stages.core.kept import opened
 from stages.core.records import identify
 
-KEPT_AT_ONCE = 64
-"""Vectors that are computed between two writes to the disk."""
-
 
 class NoEmbedder(config.Base):
     """No embeddings: search goes by words alone, and nothing compares meanings."""
@@ -81,6 +78,10 @@ class Model(Protocol):
     def identity(self) -> str:
         """Names all that decides a text's vector."""
 
+    @property
+    def at_once(self) -> int:
+        """Texts that keep it busy: so many are asked for, and then kept."""
+
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """(text, dimension), float32, each of length 1."""
 
@@ -108,14 +109,20 @@ class Embedder:
             wanted = sorted(
                 (key for key in missing if key not in found), key=lambda key: len(missing[key])
             )
-            for start in range(0, len(wanted), KEPT_AT_ONCE):
-                some = wanted[start : start + KEPT_AT_ONCE]
+            step = self._model.at_once
+            for start in range(0, len(wanted), step):
+                some = wanted[start : start + step]
                 new = self._model.vectors([missing[key] for key in some])
                 packed = {key: _packed(row) for key, row in zip(some, new, strict=True)}
                 kept.keep(packed)
                 found |= packed
                 progress.step(start + len(some), len(wanted), "embeddings")
         vectors = [_unpacked(found[key]) for key in keys]
+        if len({len(vector) for vector in vectors}) > 1:
+            raise PipelineError(
+                f"{self._path}: its vectors and those that the embedder gives now have different "
+                "lengths, so that it is another model by the same name: remove the file"
+            )
         return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
     def _question(self, text: str) -> np.ndarray:

@@ -103,6 +103,8 @@ def _padded(rows: Sequence[Sequence[Sequence[int]]], length: int) -> list[np.nda
 class Model:
     """Vectors of texts. A text longer than the model reads is the mean of its parts."""
 
+    at_once = 64
+
     def __init__(self, folder: Path, python: str, precision: Precision) -> None:
         self._graph = Graph(folder, python, precision, "embedding")
         self.identity = self._graph.identity

@@ -61,6 +61,10 @@ class Model:
         cfg = self.cfg
         return identify(llm.public(cfg.base_url), cfg.model, cfg.dimensions)
 
+    @property
+    def at_once(self) -> int:
+        return self.cfg.batch_size * self.cfg.concurrency
+
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         size = self.cfg.batch_size
         parts = [texts[start : start + size] for start in range(0, len(texts), size)]
