@@ -220,7 +220,8 @@ SNAPSHOT = Path("data/inputs/snapshot.json")
 def refresh(overrides: Sequence[str], missing: bool) -> "list[Change]":
     """Fetch the sources anew, or those `missing` in the snapshot; what has changed.
 
-    A folder that is served is left to the stage, which reads it each time.
+    A folder that is served is left to the stage, which reads it each time. With overrides it is one
+    run of several: what the snapshot holds for the others stays.
     """
     from stages.crawl import fetching, source
 
@@ -232,7 +233,7 @@ def refresh(overrides: Sequence[str], missing: bool) -> "list[Change]":
         if missing
         else [part for part in source.parts(whole) if not source.is_local(part)]
     )
-    return fetching.refresh(cfg, whole, parts, SNAPSHOT)
+    return fetching.refresh(cfg, whole, parts, SNAPSHOT, keep_others=bool(overrides))
 
 
 def _refresh_missing(params: dict[str, Any], overrides: Sequence[str]) -> None:

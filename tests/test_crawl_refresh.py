@@ -138,7 +138,8 @@ def changing() -> Iterator[tuple[Changing, str, list[Asked]]]:
 
 
 def held(out: Path) -> Held:
-    return snapshot.read(snapshot_beside(out))["web"]
+    [one] = snapshot.read(snapshot_beside(out))["web"]
+    return one
 
 
 def names(urls: "tuple[str, ...] | dict[str, str]", origin: str) -> list[str]:
@@ -228,7 +229,7 @@ def test_a_stage_without_a_snapshot_of_its_source_names_the_remedy(tmp_path: Pat
     out = tmp_path / "out"
     line = run_failure(out)
     assert "does not hold the source 'web': `make refresh` fetches it" in line
-    snapshot.write(snapshot_beside(out), {"web": whole()})
+    snapshot.write(snapshot_beside(out), {"web": [whole()]})
     assert "holds with other settings the source 'web'" in run_failure(out, max_pages=3)
     assert "lacks the page https://x.org/: `make refresh`" in run_failure(out)
     snapshot_beside(out).write_text('{"web": {"pages": []}}')
@@ -238,9 +239,11 @@ def test_a_stage_without_a_snapshot_of_its_source_names_the_remedy(tmp_path: Pat
 def test_a_snapshot_is_sorted_and_has_no_times(tmp_path: Path) -> None:
     path = tmp_path / "snapshot.json"
     one = whole().model_copy(update={"pages": {"https://x.org/b": "1", "https://x.org/a": "2"}})
-    snapshot.write(path, {"web": one})
+    other = one.model_copy(update={"settings": "0"})
+    snapshot.write(path, {"web": [one, other]})
     first = path.read_bytes()
-    assert list(json.loads(first)["web"]["pages"]) == ["https://x.org/a", "https://x.org/b"]
+    assert [row["settings"] for row in json.loads(first)["web"]] == ["0", one.settings]
+    assert list(json.loads(first)["web"][0]["pages"]) == ["https://x.org/a", "https://x.org/b"]
     time.sleep(0.01)
     snapshot.write(path, {"web": snapshot.read(path)["web"]})
     assert path.read_bytes() == first
@@ -266,7 +269,7 @@ def test_what_was_kept_is_there_for_another_process_at_once(tmp_path: Path) -> N
         one = pages.begin("web", "s")
         one.keep(Kept("u", body=b"<p>x", media_type="text/html", etag="e"))
         assert other.begin("web", "s").number == one.number  # not ended: it is gone on with
-        answered = other.crawl("web", one.number).answered("u")
+        answered = other.crawl(one.source, one.number).answered("u")
         assert answered is not None and other.body(answered.digest) == pages.body(answered.digest)
         assert pages.body(answered.digest).text() == "<p>x"  # type: ignore[union-attr]
         one.end(whole=True)
@@ -317,6 +320,65 @@ def test_a_refresh_that_is_killed_behind_its_snapshot_asks_for_nothing_again(
         assert refreshed(out, url=f"{origin}/docs/").new == ()
     assert snapshot_beside(out).read_bytes() == written
     assert len(log) == count
+
+
+def test_what_one_run_fetches_leaves_another_of_the_same_name_as_it_is(tmp_path: Path) -> None:
+    def respond(origin: str) -> Responder:
+        pages = {f"/{site}/": page(f"Site {site}") for site in ("one", "two")}
+
+        def answer(asked: Asked) -> Answer:
+            if "if-none-match" in asked.headers:
+                return 304, {"ETag": '"e"'}, ""
+            return ok(pages[asked.path], ETag='"e"') if asked.path in pages else MISSING
+
+        return answer
+
+    path = tmp_path / "snapshot.json"
+    path.write_text("{}")
+    with pytest.MonkeyPatch.context() as patch, responding(respond) as (origin, log):
+        patch.setenv("DVC_ROOT", str(tmp_path))
+        points = [sections(url=f"{origin}/{site}/") for site in ("one", "two")]
+
+        def refresh(point: int, keep_others: bool = True) -> fetching.Change:
+            cfg, part = points[point]
+            [change] = fetching.refresh(cfg, part, [part], path, keep_others)
+            return change
+
+        assert [len(refresh(point).new) for point in (0, 1)] == [1, 1]
+        assert len(snapshot.read(path)["web"]) == 2
+        for number, (cfg, part) in enumerate(points):
+            assert not fetching.uncovered(cfg, part, path)
+            out = tmp_path / f"out{number}"
+            crawl.run(cfg, part, path, out)
+            [document] = read(out / "documents.jsonl", Document)
+            assert document.title == f"Site {('one', 'two')[number]}"
+        del log[:]
+        again = [refresh(point) for point in (0, 1)]
+        assert [(change.unchanged, change.new, change.gone) for change in again] == [
+            (1, (), ())
+        ] * 2
+        asked = [row for row in log if not row.path.endswith((".txt", ".xml"))]
+        assert all("if-none-match" in row.headers for row in asked) and len(asked) == 2
+
+        refresh(0, keep_others=False)
+        assert [part for _, part in points if fetching.uncovered(points[0][0], part, path)] == [
+            points[1][1]
+        ]
+
+
+def test_a_killed_crawl_goes_on_whatever_another_of_the_same_name_did_since(tmp_path: Path) -> None:
+    with Pages(tmp_path / "pages.sqlite") as pages:
+        killed, other = pages.begin("docs", "one"), pages.begin("docs", "two")
+        killed.keep(Kept("u", body=b"of one", etag="e"), Kept("v", body=b"of one"))
+        other.keep(Kept("u", body=b"of two", etag="e"))
+        other.end(whole=True)
+        resumed = pages.begin("docs", "one")
+        assert resumed == killed
+        assert [row.url for row in resumed.all_answered()] == ["u", "v"]
+        answered, known = resumed.answered("u"), resumed.known("u")
+        assert answered is not None and known is not None and answered.digest == known.digest
+        body = resumed.body(known.digest)
+        assert body is not None and body.data == b"of one"
 
 
 def test_a_source_that_fails_leaves_the_others_as_they_are(tmp_path: Path) -> None:

@@ -21,20 +21,27 @@ def open_pages() -> Pages:
     return Pages(store.cache("pages", "pages.sqlite"))
 
 
-def refresh(cfg: Config, whole: Source, parts: Sequence[Single], path: Path) -> list[Change]:
+def refresh(
+    cfg: Config, whole: Source, parts: Sequence[Single], path: Path, keep_others: bool = False
+) -> list[Change]:
     """Fetch these parts of the source and write the snapshot at `path`; what has changed in each.
 
-    A source that cannot be fetched leaves its part of the snapshot as it is.
+    What the snapshot holds of them with other settings goes, unless `keep_others` says that other
+    runs need it. A source that cannot be fetched leaves its part of the snapshot as it is.
     """
     known = snapshot.read(path)
     changes = []
     with open_pages() as pages:
         for part in parts:
             progress.note(f"{part.name}: fetching {source.place(part)}")
-            before = known.get(part.name)
+            settings = source.digest(cfg, part)
+            others = [one for one in known.get(part.name, ()) if one.settings != settings]
+            before = snapshot.find(known, part.name, settings)
+            if before is None and not keep_others:
+                before = snapshot.joined(others)
             with source.named(whole, part):
                 held, crawl = hold(cfg, part, pages, before)
-            known[part.name] = held
+            known[part.name] = [held, *(others if keep_others else ())]
             snapshot.write(path, known)
             crawl.end(whole=True)  # last: killed before, the refresh goes on from here
             changes.append(snapshot.compare(part.name, before, held))
@@ -48,19 +55,16 @@ def uncovered(cfg: Config, whole: Source, path: Path) -> list[Single]:
     return [
         part
         for part in source.parts(whole)
-        if not source.is_local(part) and not _covers(known.get(part.name), cfg, part)
+        if not source.is_local(part)
+        and snapshot.find(known, part.name, source.digest(cfg, part)) is None
     ]
-
-
-def _covers(held: Held | None, cfg: Config, part: Single) -> bool:
-    return held is not None and held.settings == source.digest(cfg, part)
 
 
 def require(known: snapshot.Snapshot, cfg: Config, part: Single, path: Path) -> Held:
     """What the snapshot holds of a source; PipelineError where that is not what is set now."""
-    held = known.get(part.name)
-    if held is None or not _covers(held, cfg, part):
-        what = "does not hold" if held is None else "holds with other settings"
+    held = snapshot.find(known, part.name, source.digest(cfg, part))
+    if held is None:
+        what = "holds with other settings" if part.name in known else "does not hold"
         raise PipelineError(
             f"{path}: {what} the source {part.name!r}: `make refresh` fetches it "
             "(`python -m stages run` does so by itself)"

@@ -141,7 +141,11 @@ class Pages:
         return None if row is None else Body(row[0], self._unpack.decompress(row[1]))
 
     def begin(self, source: str, settings: str) -> "Crawl":
-        """The crawl of this source with these settings that was killed, or a new one."""
+        """The crawl of this source with these settings that was killed, or a new one.
+
+        Sources of one name with different settings, as the points of a sweep are, know nothing of
+        each other: equal addresses may be other pages there.
+        """
         now = time.time()
         row = self._db.execute(
             "SELECT id FROM crawls WHERE source = ? AND settings = ? AND NOT ended AND began > ? "
@@ -151,7 +155,7 @@ class Pages:
         if row is None:
             made = "INSERT INTO crawls (source, settings, began) VALUES (?, ?, ?) RETURNING id"
             row = self._db.execute(made, (source, settings, now)).fetchone()
-        return Crawl(self, source, row[0])
+        return Crawl(self, f"{source} {settings}", row[0])
 
     def crawl(self, source: str, number: int) -> "Crawl":
         """A crawl that another process began."""
@@ -250,7 +254,8 @@ class Pages:
             gone = f"DELETE FROM pages WHERE source = ?1 AND url NOT IN ({of_crawl})"  # noqa: S608
             self._db.execute(gone, (source, crawl))
             self._db.execute("DELETE FROM answers WHERE source = ? AND crawl <> ?", (source, crawl))
-        self._db.execute("UPDATE crawls SET ended = 1 WHERE source = ?", (source,))
+        alike = "(source, settings) = (SELECT source, settings FROM crawls WHERE id = ?)"
+        self._db.execute(f"UPDATE crawls SET ended = 1 WHERE {alike}", (crawl,))  # noqa: S608
         self._db.execute("COMMIT")
 
 
@@ -260,6 +265,7 @@ class Crawl:
 
     pages: Pages
     source: str
+    """Its name, and the digest of all that decides what is fetched."""
     number: int
 
     def answered(self, url: str) -> Answered | None:

@@ -1,5 +1,6 @@
 """What the sources hold, as data/inputs/snapshot.json commits it: digests, and what is gone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,22 +26,41 @@ class Held(Record):
     """By the limit how many known addresses it left out."""
 
 
-Snapshot = dict[str, Held]
-"""By name of the source."""
+Snapshot = dict[str, list[Held]]
+"""By name of the source, one for each of the settings that it was fetched with: the points of a
+sweep stand beside each other."""
 
 
 def read(path: Path) -> Snapshot:
     rows = store.read_json(path)
     try:
-        return {name: Held.model_validate(row) for name, row in rows.items()}
-    except (ValidationError, AttributeError):
+        return {name: [Held.model_validate(row) for row in held] for name, held in rows.items()}
+    except (ValidationError, AttributeError, TypeError):
         raise PipelineError(
             f"{path}: not a snapshot of this version: write {{}} into it and `make refresh`"
         ) from None
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
-    store.write_json(path, {name: held.model_dump(mode="json") for name, held in snapshot.items()})
+    rows = {
+        name: [one.model_dump(mode="json") for one in sorted(held, key=lambda one: one.settings)]
+        for name, held in snapshot.items()
+    }
+    store.write_json(path, rows)
+
+
+def find(snapshot: Snapshot, name: str, settings: str) -> Held | None:
+    """What a source holds with these settings."""
+    return next((held for held in snapshot.get(name, ()) if held.settings == settings), None)
+
+
+def joined(held: Sequence[Held]) -> Held | None:
+    """What a source held with several other settings, as one."""
+    if not held:
+        return None
+    pages = {url: digest for one in held for url, digest in one.pages.items()}
+    gone = {url: reason for one in held for url, reason in one.gone.items() if url not in pages}
+    return Held(settings="", pages=pages, left_out={}, gone=gone, not_fetched={})
 
 
 @dataclass(frozen=True)
