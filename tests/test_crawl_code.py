@@ -4,6 +4,7 @@ import ast
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from stages.core.errors import PipelineError
 from stages.core.records import Document, Reject
 from stages.core.store import read
 from stages.crawl import code, fetching, source, workers
-from stages.crawl.code import docstring, forge, python
+from stages.crawl.code import docstring, forge, python, symbols
 from stages.crawl.page import Page, UnreadableError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,6 +166,40 @@ def test_a_module_tells_its_constants_and_contents():
     assert "- `size(of: bytes) -> float`: The size of a thing" in text
 
 
+TWICE = '''
+try:
+
+    class Reader:
+        """Reads with the fast library, which has to be there, as it is on most machines today."""
+
+        def read(self):
+            """Everything that is there, in one piece, as a fast library gives it to all who ask."""
+
+except ImportError:
+
+    class Reader:
+        """Reads without the fast library, which takes longer and gives the very same bytes."""
+
+        def read(self):
+            """Everything that is there, piece by piece, and put together in the end by this one."""
+'''
+
+
+def test_what_is_defined_twice_is_known_apart_with_all_that_is_inside():
+    found = python.pages(
+        TWICE.encode(), "m.py", "m.py", lambda *lines: forge.lines("m.py", *lines), settings_of()
+    )
+    keys = ["m.py::Reader", "m.py::Reader.read", "m.py::Reader#2", "m.py::Reader#2.read"]
+    assert [page.key for page in found if page.key != "m.py::"] == keys
+
+
+def test_the_stage_stops_where_two_documents_would_have_one_id(tmp_path, monkeypatch):
+    folder = project(tmp_path / "in")
+    monkeypatch.setattr(python._Reader, "_keyed", lambda _, page, name: replace(page, key="same"))
+    with pytest.raises(AssertionError, match=r"two documents have the id .*: src/lib/tool.py"):
+        crawled(tmp_path / "out", folder)
+
+
 def test_an_example_is_shown_with_what_it_runs():
     text = (
         '"""An example of how a widget is drawn on a screen."""\n\nimport tool\n\n'
@@ -188,9 +223,12 @@ def test_a_long_function_is_cut_and_says_so():
         (b"def broken(:\n", "syntax_error"),
         (b"x = 1\0\n", "binary"),
         (b"# coding: nonsense\nx = 1\n", "bad_encoding"),
+        (b"# coding: punycode\nx = 1\n", "bad_encoding"),
+        (b"# coding: rot13\nx = 1\n", "bad_encoding"),
         (b"x = '\xff'\n", "bad_encoding"),
         (b"x = " + b"(" * 5000 + b")" * 5000, None),
         (b"x = " + b"-" * 100_000 + b"1", None),
+        (b"X = a" + b".b" * 2000, "too_complex"),
         (b"", "empty"),
         (b"import os\n", "empty"),
     ],
@@ -454,6 +492,44 @@ def test_what_is_committed_is_linked_at_its_commit_and_what_is_not_by_path(tmp_p
 
 
 @needs_git
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_links_follow_to_another_forge_though_no_file_has_changed(tmp_path, revision):
+    folder = project(tmp_path / "in")
+    git(folder, "init", "-q")
+    git(folder, "remote", "add", "origin", "https://code.e.org/o/r.git")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "one")
+    at = {"revision": revision}
+    if revision:  # where the remote is said in the address itself, the forge alone can change
+        at["public_url"] = None
+
+    def readme(**changes: Any) -> list[str]:
+        documents, _ = crawled(tmp_path / "out", folder, **at, **changes)
+        return [url for url in documents if "README.md" in url]
+
+    head = git(folder, "rev-parse", "HEAD")
+    assert readme(forge="gitlab") == [f"https://code.e.org/o/r/-/blob/{head}/README.md"]
+    assert readme(forge="gitea") == [f"https://code.e.org/o/r/src/commit/{head}/README.md"]
+    git(folder, "remote", "set-url", "origin", "git@other.e.org:o/r.git")
+    (tmp_path / "out.snapshot.json").unlink()
+    assert readme(forge="gitea") == [f"https://other.e.org/o/r/src/commit/{head}/README.md"]
+
+
+@needs_git
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_a_lowered_limit_holds_for_files_that_are_known(tmp_path, revision):
+    folder = project(tmp_path / "in")
+    (folder / "large.py").write_text(f'"""{"Large. " * 200_000}"""\n')
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "one")
+    documents, _ = crawled(tmp_path / "out", folder, revision=revision, max_file_mib=2)
+    assert "large.py" in documents
+    _, rejects = crawled(tmp_path / "out", folder, revision=revision, max_file_mib=1)
+    assert rejects["large.py"] == "too_large"
+
+
+@needs_git
 def test_nothing_of_a_repository_is_run(tmp_path):
     """Its hooks, its filters and its submodules would each leave a file behind."""
     folder, ran = project(tmp_path / "in"), tmp_path / "ran"
@@ -510,5 +586,5 @@ def test_names_of_modules_are_those_that_are_imported():
         "setup.py": "setup",
         "a/b.pyi": "a.b",
     }
-    assert {path: python.module_name(path) for path in names} == names
+    assert {path: symbols.module_name(path) for path in names} == names
     assert code.place(sections("x")[1]) == "source.path: 'x'"

@@ -179,11 +179,14 @@ def _write(cfg: Config, read: dict[str, _Read], out: Path) -> Counter[str]:
     totals = Counter[str]()
     imported: list[Imported] = []
     scrubbed: list[Reject] = []
+    ids: set[str] = set()
 
     def documents() -> Iterator[Document]:
         for url, name in sorted((url, name) for name, one in read.items() for url in one.pages):
             page, part = read[name].pages[url], read[name].part
             document = _document(part, page)
+            assert document.id not in ids, f"two documents have the id {document.id}: {url}"
+            ids.add(document.id)
             yield document
             imported.extend(_imported(cfg, document, page))
             counts = read[name].scrubbed[url]

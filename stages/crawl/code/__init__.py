@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
@@ -103,27 +103,27 @@ def _fetch_folder(cfg: Config, source: Code, crawl: Crawl) -> Steps:
     if not found:
         raise _nothing(source)
     tree = repository.around(root)
-    at = forge.base(tree.remote, tree.commit, source.forge) if tree else None
+    links = _Links.of(tree.remote, tree.commit, source.forge, tree.prefix) if tree else _Links()
     rows, left = found[: cfg.max_pages], found[cfg.max_pages :]
 
     def link(path: str, body: bytes) -> str:
-        return f"{at}/{quote(tree.prefix)}" if tree and at and tree.holds(path, body) else ""
+        return links.folder if tree and tree.holds(path, body) else ""
 
     def answers() -> Iterator[Answer]:
         for row in rows:
             if not crawl.answered(row.address):
-                committed = tree.digests.get(row.address, "") if tree and at else ""
-                etag = f"{row.etag} {committed}"
-                yield _answer(replace(row, etag=etag), link, crawl, source.max_file_mib << 20)
+                committed = tree.digests.get(row.address, "") if tree else ""
+                known_by = replace(row, etag=f"{row.etag} {committed} {links.lasting}")
+                yield _answer(known_by, link, crawl, source.max_file_mib << 20)
 
     yield from files.keep(crawl, answers(), len(rows))
     return {"max_pages": len(left)} if left else {}
 
 
 def _fetch_repository(cfg: Config, source: Code, crawl: Crawl) -> Steps:
-    with _repository(source) as repo:
+    with _repository(source) as (repo, remote):
         commit = repo.fetch(source.revision)
-    at = forge.base(source.path, commit, source.forge) or ""
+    links = _Links.of(remote, commit, source.forge)
     wanted = Filter.of(source.include, source.exclude)
     entries = [row for row in repo.entries(commit) if wanted.keeps(listing.as_path(row.path))]
     if not entries:
@@ -139,24 +139,39 @@ def _fetch_repository(cfg: Config, source: Code, crawl: Crawl) -> Steps:
                     yield Answer(row.path, status=0, reason="not_a_file")
                     continue
                 read = partial(_first, blobs, row.digest)
-                found = Found(row.path, row.size, row.digest, read)
-                yield _answer(found, lambda *_: at, crawl, source.max_file_mib << 20)
+                found = Found(row.path, row.size, f"{row.digest} {links.lasting}", read)
+                yield _answer(found, lambda *_: links.folder, crawl, source.max_file_mib << 20)
 
         yield from files.keep(crawl, answers(), len(rows))
     return {"max_pages": len(left)} if left else {}
 
 
+@dataclass(frozen=True)
+class _Links:
+    """Where a forge shows the folder; both are empty where none does."""
+
+    folder: str = ""
+    """Its address at the commit."""
+    lasting: str = ""
+    """The same without the commit: files are read anew when it changes, and keep their commit."""
+
+    @classmethod
+    def of(cls, remote: str, commit: str, kind: forge.Forge | None, prefix: str = "") -> "_Links":
+        at, lasting = (forge.base(remote, name, kind) for name in (commit, "-"))
+        return cls(f"{at}/{quote(prefix)}", f"{lasting}/{quote(prefix)}") if at else cls()
+
+
 @contextlib.contextmanager
-def _repository(source: Code) -> Iterator[repository.Repository]:
-    """On the web through the guard's proxy, or in a folder that the user named."""
+def _repository(source: Code) -> Iterator[tuple[repository.Repository, str]]:
+    """On the web through the guard's proxy, or in a folder that the user named; and its remote."""
     local = source.path.removeprefix("file://")
     if not _REMOTE.match(local):
         folder = store.locate(local, "source.path").resolve()
-        yield repository.Repository(folder.as_uri(), None)
+        yield repository.Repository(folder.as_uri(), None), repository.remote(folder)
     elif local.startswith(("https://", "http://")):
         with guard.proxy(guard.Allowed.of(source.allow_hosts)) as proxy:
             try:
-                yield repository.Repository(local, proxy)
+                yield repository.Repository(local, proxy), local
             except PipelineError:
                 for refused in proxy.refused.values():
                     raise PipelineError(f"{place(source)}: {refused.detail}") from None
@@ -182,11 +197,11 @@ def _answer(row: Found, link: Callable[[str, bytes], str], crawl: Crawl, max_byt
     if not _is_read(row.address):
         ending = files.suffix(row.address)
         return Answer(row.address, status=0, reason="not_text", detail=ending)
+    if row.size > max_bytes:
+        return Answer(row.address, status=0, reason="too_large", detail=f"{row.size} bytes")
     known = crawl.known(row.address)
     if known is not None and known.etag == row.etag:
         return Answer(row.address, unchanged=True)
-    if row.size > max_bytes:
-        return Answer(row.address, status=0, reason="too_large", detail=f"{row.size} bytes")
     try:
         body = row.open(max_bytes)
     except OSError as error:

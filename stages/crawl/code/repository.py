@@ -140,7 +140,7 @@ class Tree:
 
 
 def around(folder: Path) -> Tree | None:
-    """The repository that a folder lies in; None where there is none with a remote and a commit.
+    """The repository that a folder lies in; None where there is none with a commit.
 
     Only its objects are read: what a working tree is compared by may run its filters.
     """
@@ -148,7 +148,6 @@ def around(folder: Path) -> Tree | None:
     inside = ("-C", str(folder))
     try:
         prefix = run(how, (*inside, "rev-parse", "--show-prefix"), str(folder)).strip("\n")
-        remote = run(how, (*inside, "remote", "get-url", "origin"), str(folder)).strip()
         commit = run(how, (*inside, "rev-parse", "--verify", "HEAD"), str(folder)).strip()
         rows = listed(run(how, (*inside, *LIST, commit), str(folder)))
     except PipelineError:
@@ -156,7 +155,16 @@ def around(folder: Path) -> Tree | None:
     digests = {
         row.path.removeprefix(prefix): row.digest for row in rows if row.path.startswith(prefix)
     }
-    return Tree(remote, commit, prefix, digests)
+    return Tree(remote(folder), commit, prefix, digests)
+
+
+def remote(folder: Path) -> str:
+    """The address that a repository on this machine came from; empty where it has none."""
+    try:
+        command = ("-C", str(folder), "remote", "get-url", "origin")
+        return run(guard.git(None), command, str(folder)).strip()
+    except PipelineError:
+        return ""
 
 
 LIST = ("ls-tree", "-r", "-z", "--long", "--full-tree")
