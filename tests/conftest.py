@@ -1,4 +1,4 @@
-"""What tests share: the order in which workers take the files, and one run of the whole DAG."""
+"""What tests share: how properties are tried, the order of the files, and one run of the whole DAG."""
 
 import shutil
 import sys
@@ -6,8 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
+import hypothesis
 import pytest
 from dag import copy_of_the_tree, sh
+
+
+def pytest_configure(config):
+    """No property has a time limit. `make test` tries the same examples each time, so that it is
+    red for a change alone; `make test-slow` others."""
+    seeded = config.option.markexpr == "not slow"
+    hypothesis.settings.register_profile("docent", deadline=None, derandomize=seeded)
+    hypothesis.settings.load_profile("docent")
 
 
 @dataclass
