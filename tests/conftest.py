@@ -1,4 +1,4 @@
-"""What tests share: how properties are tried, the order of the files, and one run of the whole DAG."""
+"""What tests share: how properties are tried, the files' order, and one run of the whole DAG."""
 
 import shutil
 import sys
