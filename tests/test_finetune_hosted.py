@@ -25,6 +25,7 @@ from stages.core.errors import PipelineError
 from stages.core.records import Message
 from stages.evaluate import report
 from stages.finetune import hosted
+from stages.llm import tuning
 
 FAST: dict[str, Any] = {"poll_s": 0.01, "backoff_s": 0.001, "max_attempts": 5, "timeout_s": 5}
 KEY = {"OPENAI_API_KEY": "sk-secret"}
@@ -261,6 +262,44 @@ def test_a_job_can_be_cancelled_and_is_not_taken_for_done(workspace: Workspace) 
             errors = stage.communicate(timeout=30)[1]
         assert "job ftjob-1 cancelled" in errors
         assert hosted.cancel(at(server).launcher) == []
+
+
+def begun(server: Server, name: str) -> None:
+    """A job that goes on at the server, begun by a run that was interrupted."""
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    store.write_text(Path(f"{name}.jsonl"), json.dumps(chat) + "\n")
+    order = tuning.Order(name, "gpt", Path(f"{name}.jsonl"), None, {"n_epochs": 1}, 0, None)
+    notes = store.cache("hosted", name, "notes.json")
+    client = tuning.Tuning(at(server).launcher, "sk-secret", notes, hosted.SECTION, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        client.train(order, lambda event: None)
+    client.close()
+
+
+def test_a_job_that_is_gone_keeps_no_other_from_being_cancelled(workspace: Workspace) -> None:
+    elsewhere = {"job": "ftjob-1", "base_url": "http://127.0.0.1:9/v1"}
+    paid = {"job": "ftjob-80", "succeeded": True}
+    for name, noted in (("a", paid), ("b", elsewhere), ("c", {"job": "ftjob-90"})):
+        store.write_json(store.cache("hosted", name, "notes.json"), noted)
+    with serving(looks=10_000) as server:
+        begun(server, "d")
+        with pytest.raises(PipelineError, match="job ftjob-90 is not at this address") as caught:
+            hosted.cancel(at(server).launcher)
+        assert str(caught.value).endswith("; cancelled: ftjob-1") and "80" not in str(caught.value)
+        assert [job.cancelled for job in server.trainings] == [True]
+
+
+def test_a_job_whose_number_was_never_noted_is_cancelled_too(workspace: Workspace) -> None:
+    with serving(looks=10_000) as server:
+        begun(server, "d")
+        notes = store.cache("hosted", "d", "notes.json")
+        noted = store.read_json(notes)
+        store.write_json(notes, {key: noted[key] for key in noted if key != "job"})
+        assert hosted.cancel(at(server).launcher) == ["ftjob-1"]
 
 
 def test_nothing_is_sent_that_may_cost_more_than_the_cap(workspace: Workspace) -> None:

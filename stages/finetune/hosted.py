@@ -168,14 +168,21 @@ def render(cfg: OpenAI, seed: int) -> str:
 
 
 def cancel(cfg: OpenAI) -> list[str]:
-    """Cancel the trainings that go on at this endpoint; their jobs' numbers."""
+    """Cancel the trainings that go on at this endpoint; their jobs' numbers.
+
+    One that cannot be asked for keeps no other from its end: it is told at last.
+    """
     secret = api_key(cfg, SECTION)
-    ended = []
+    ended, faults = [], []
     for notes in sorted(store.cache("hosted", "any").parent.glob("*/notes.json")):
         client = tuning.Tuning(cfg, secret, notes, SECTION)
         try:
             if job := client.cancel():
                 ended.append(job)
+        except PipelineError as fault:
+            faults.append(str(fault))
         finally:
             client.close()
+    if faults:
+        raise PipelineError(f"{'; '.join(faults)}; cancelled: {', '.join(ended) or 'none'}")
     return ended

@@ -17,7 +17,7 @@ from stages.core import store
 from stages.core.errors import PipelineError
 from stages.llm import connection, retries
 from stages.llm.retries import Retries
-from stages.llm.settings import Keyed
+from stages.llm.settings import Keyed, public
 from stages.llm.wire import NotAReplyError
 
 T = TypeVar("T")
@@ -98,8 +98,9 @@ class Tuning:
 
     def train(self, order: Order, tell: Callable[[Event], None]) -> Tuned:
         """Until the model is there; PipelineError where the endpoint fails, refuses or cancels."""
+        self._note(name=order.name, base_url=public(self._cfg.base_url))
         noted = self._noted()
-        job = noted.get("job") or self._found(order, noted) or self._begin(order)
+        job = noted.get("job") or self._found(order.name, noted) or self._begin(order)
         self._note(job=job)
         seen: set[str] = set(noted.get("seen", ()))
         while True:
@@ -123,8 +124,12 @@ class Tuning:
         )
 
     def cancel(self) -> str | None:
-        """Cancel the job that the notes name; its number, or None where none goes on."""
-        job = self._noted().get("job")
+        """Cancel the job that the notes are of; its number, or None where none goes on here."""
+        noted = self._noted()
+        here = public(self._cfg.base_url)
+        if noted.get("succeeded") or noted.get("base_url", here) != here:
+            return None
+        job = noted.get("job") or (self._found(noted["name"], noted) if "name" in noted else None)
         if not job or self._look(job).status not in GOES_ON:
             return None
         self._try(lambda: self._client.fine_tuning.jobs.cancel(job))
@@ -132,7 +137,7 @@ class Tuning:
 
     # --- one job -------------------------------------------------------------------------------
 
-    def _found(self, order: Order, noted: Mapping[str, Any]) -> str | None:
+    def _found(self, name: str, noted: Mapping[str, Any]) -> str | None:
         """A job of this training that was begun though its number was never noted.
 
         An endpoint that keeps no metadata is asked by the file that the job trains on.
@@ -143,7 +148,7 @@ class Tuning:
 
         file = noted.get("training_file")
         for job in self._try(ask):
-            mine = (job.metadata or {}).get(MARK) == order.name or (
+            mine = (job.metadata or {}).get(MARK) == name or (
                 file is not None and job.training_file == file
             )
             if mine and job.status not in ("failed", "cancelled"):
@@ -161,7 +166,7 @@ class Tuning:
         def create() -> str:
             nonlocal tried
             # The answer to an earlier attempt may have got lost, and not the job.
-            if tried and (found := self._found(order, noted)):
+            if tried and (found := self._found(order.name, noted)):
                 return found
             tried = True
             made = self._client.fine_tuning.jobs.create(
@@ -239,9 +244,9 @@ class Tuning:
         except (openai.APIError, NotAReplyError) as error:
             status = getattr(error, "status_code", type(error).__name__)
             said = " ".join(str(getattr(error, "message", error)).split())[:200]
-            if status == 404 and self._noted().get("job"):
+            if status == 404 and (job := self._noted().get("job")):
                 raise PipelineError(
-                    f"{self._section}: 404: job {self._noted()['job']} is not at this address: "
+                    f"{self._section}: 404: job {job} is not at this address: "
                     f"remove {self._notes} to begin (and pay) a new one"
                 ) from None
             raise PipelineError(
