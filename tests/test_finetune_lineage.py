@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from test_finetune import (
     Workspace,
     local_model,
@@ -16,7 +19,7 @@ from test_finetune import (
 
 from stages.core import store
 from stages.core.records import Document
-from stages.finetune import lineage
+from stages.finetune import hardware, lineage
 
 __all__ = ["workspace"]
 
@@ -115,6 +118,112 @@ def test_an_adapter_that_cannot_be_found_or_read_is_one_line(workspace: Workspac
     assert "lineage.json" in one_line(workspace, again(workspace, "foreign"), model)
     (foreign / "adapter_model.safetensors").unlink()
     assert "no adapter_model" in one_line(workspace, again(workspace, "foreign"), model)
+
+
+def test_a_kept_adapter_that_is_not_what_its_digest_says_is_refused(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    kept = Path(".cache/adapters") / digest[:16]
+    model = local_model(Path("m"))
+    settings = kept / "adapter_config.json"
+    whole = settings.read_text()
+    settings.write_text(whole.replace("0.0", "0.5") if "0.0" in whole else whole + " ")
+    for named in (digest, digest[:16]):
+        said = one_line(workspace, again(workspace, named), model)
+        assert said.startswith(f"finetune.init_adapter: {named!r}") and "remove it" in said
+    trained(workspace)  # which puts it right
+    assert lineage.digest(kept) == digest
+    workspace.run(again(workspace, digest), model)
+    assert "no adapter of this digest" in one_line(
+        workspace, again(workspace, digest[:16] + "0" * 48), model
+    )
+
+
+def test_a_head_of_two_digests_is_refused(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    kept = Path(".cache/adapters")
+    other = digest[:8] + ("0" if digest[8] != "0" else "1") + digest[9:16]
+    shutil.copytree(kept / digest[:16], kept / other)
+    said = one_line(workspace, again(workspace, digest[:8]), local_model(Path("m")))
+    assert digest[:16] in said and other in said and "\n" not in said
+    workspace.run(again(workspace, digest[:12]), local_model(Path("m")))
+
+
+def test_a_torn_adapter_is_not_gone_on_from(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    shutil.copytree(Path(".cache/adapters") / digest[:16], "torn")
+    weights = Path("torn/adapter_model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-2])
+    said = one_line(workspace, again(workspace, "torn"), local_model(Path("m")))
+    assert "adapter_model.safetensors is torn" in said
+
+
+def test_what_is_half_copied_is_no_kept_adapter(workspace: Workspace) -> None:
+    digest = trained(workspace)
+    kept = Path(".cache/adapters")
+    shutil.copytree(kept / digest[:16], kept / f".{digest[:16]}.1")  # of a process that was killed
+    shutil.rmtree(kept / digest[:16])
+    said = one_line(workspace, again(workspace, digest), local_model(Path("m")))
+    assert said.endswith("expected one of none")
+    trained(workspace)
+    assert lineage.digest(kept / digest[:16]) == digest
+
+
+# --- a base on the hub ---------------------------------------------------------------------------
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def branch(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], None]]:
+    """Moves the branches of a hub to a commit."""
+    commits = [OLD]
+
+    def download(id: str, name: str, revision: str) -> str:
+        path = workspace.folder / "hub/snapshots" / commits[-1] / name
+        store.write_text(path, "{}")
+        return str(path)
+
+    def move(commit: str) -> None:
+        commits.append(commit)
+        hardware.hub_config.cache_clear()
+
+    monkeypatch.setattr(hardware.huggingface_hub, "hf_hub_download", download)
+    hardware.hub_config.cache_clear()
+    yield move
+    hardware.hub_config.cache_clear()
+
+
+def test_a_branch_of_the_hub_is_taken_for_the_commit_that_it_names(
+    workspace: Workspace, branch: Callable[[str], None]
+) -> None:
+    model = model_config("hub", id="org/name", revision="main", chat_template="{{ messages }}")
+    cfg = tuning_config("lora", python=workspace.trainer(), device="cpu")
+    workspace.run(cfg, model)
+    first = store.read_json(OUT / "lineage.json")
+    assert first["base"] == f"org/name@{OLD}"
+    assert f"revision_of_model: {OLD}" in (OUT / "axolotl.yaml").read_text()
+    assert f"at revision `{OLD}`" in (OUT / "README.md").read_text()
+    branch(NEW)
+    said = one_line(workspace, again(workspace, first["adapter"]), model)
+    assert f"over the base org/name@{OLD}, and this is org/name@{NEW}" in said
+    assert f"set model.revision to {OLD}" in said
+    pinned = model.model_copy(update={"revision": OLD})
+    workspace.run(again(workspace, first["adapter"]), pinned)
+
+
+def test_a_branch_that_nobody_knows_here_keeps_its_name(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: Any, **__: Any) -> str:
+        raise LocalEntryNotFoundError("no hub here")
+
+    monkeypatch.setattr(hardware.huggingface_hub, "hf_hub_download", absent)
+    hardware.hub_config.cache_clear()
+    model = model_config("hub", id="org/name", revision="main", chat_template="{{ messages }}")
+    workspace.run(tuning_config("lora", python=workspace.trainer(), device="cpu"), model)
+    assert store.read_json(OUT / "lineage.json")["base"] == "org/name@main"
 
 
 def test_a_torn_adapter_is_not_exported(workspace: Workspace) -> None:

@@ -58,6 +58,7 @@ def run(
     if isinstance(cfg.launcher, launching.OpenAI):
         return tune_hosted(cfg, cfg.launcher, model, examples, unseen, out)
     pairs = read_pairs(cfg, preferences)
+    model = lineage.pinned(model)
     machine = hardware.machine(cfg)
     checks.machine(cfg, machine)
     phases = recipe.phases(cfg, model, machine, has_validation=bool(unseen))

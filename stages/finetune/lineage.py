@@ -1,6 +1,7 @@
 """What a model was trained on; an earlier adapter to go on from: found, fitting and untainted."""
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ from stages.core import model as base
 from stages.core import store
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Record
-from stages.finetune import checkpoints
+from stages.finetune import checkpoints, hardware, scratch
 from stages.finetune.settings import Adapted
 
 KEY = "finetune.init_adapter"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Page(Record):
@@ -57,6 +59,18 @@ def lineage(
     )
 
 
+def pinned(model: base.Config) -> base.Config:
+    """With the commit that a branch or tag of the hub names now, for what is trained over it.
+
+    The name itself where neither the hub nor its cache on this machine says more.
+    """
+    if not isinstance(model, base.Hub) or COMMIT.fullmatch(model.revision):
+        return model
+    found = hardware.hub_config(model.id, model.revision)  # in a folder of the commit's name
+    commit = found.parent.name if found else ""
+    return model.model_copy(update={"revision": commit}) if COMMIT.fullmatch(commit) else model
+
+
 def identify_base(model: base.Config, folder: Path | None) -> str:
     """Names the weights under an adapter; `folder` holds them where they are on this machine."""
     if isinstance(model, base.Hub):
@@ -85,6 +99,11 @@ def earlier(cfg: Adapted, base_id: str, documents: Sequence[Document], out: Path
     for name in ADAPTER_FILES:
         if not (folder / name).exists():
             raise PipelineError(f"{shown}: {folder} has no {name}: expected an adapter of PEFT")
+    if fault := checkpoints.tensors_fault(folder / ADAPTER_FILES[1]):
+        raise PipelineError(
+            f"{shown}: {folder / ADAPTER_FILES[1]} {fault}: remove {folder}, and train it again or "
+            "name another"
+        )
     if not (folder / "lineage.json").exists():
         raise PipelineError(
             f"{shown}: {folder} has no lineage.json, so that nobody knows which pages shaped it: "
@@ -92,9 +111,12 @@ def earlier(cfg: Adapted, base_id: str, documents: Sequence[Document], out: Path
         )
     found = Lineage.model_validate(store.read_json(folder / "lineage.json"))
     if found.base != base_id:
+        name, _, revision = found.base.partition("@")
+        is_moved = revision and base_id.startswith(f"{name}@")
+        remedy = f"set model.revision to {revision}" if is_moved else "choose that model again"
         raise PipelineError(
             f"{shown}: it was trained over the base {found.base}, and this is {base_id}: "
-            f"choose that model again, or set {KEY} to null"
+            f"{remedy}, or set {KEY} to null"
         )
     kept = {document.id for document in documents}
     if gone := [page for page in found.documents if page.id not in kept]:
@@ -121,15 +143,35 @@ def find(named: str, out: Path) -> Path:
             "its README.md names; a copy is kept"
         )
     if re.fullmatch(r"[0-9a-f]{8,64}", named) and not path.exists():
-        found = sorted(kept().glob(f"{named[:16]}*"))
-        if found:
-            return found[0]
-        known = ", ".join(sorted(p.name for p in kept().iterdir())) or "none"
-        raise PipelineError(
-            f"{KEY}: {named!r}: no adapter of this digest is kept here or in MLflow's registry: "
-            f"expected one of {known}"
-        )
+        return find_kept(named)
     return store.locate(named, KEY)
+
+
+def find_kept(named: str) -> Path:
+    """The one kept adapter whose digest begins so, and whose files still say so."""
+    known = sorted(path.name for path in kept().iterdir() if not path.name.startswith("."))
+    found = [name for name in known if name.startswith(named[:16])]
+    if len(found) > 1:
+        raise PipelineError(f"{KEY}: {named!r}: expected more digits: {' or '.join(found)}")
+    for name in found:
+        if not is_whole(kept() / name):
+            raise PipelineError(
+                f"{KEY}: {named!r}: {kept() / name} is not what its name says: remove it, and "
+                "train it again or name another"
+            )
+        if digest(kept() / name).startswith(named):
+            return kept() / name
+    raise PipelineError(
+        f"{KEY}: {named!r}: no adapter of this digest is kept here or in MLflow's registry: "
+        f"expected one of {', '.join(known) or 'none'}"
+    )
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a kept adapter is the one that its folder's name says."""
+    return all((folder / name).exists() for name in ADAPTER_FILES) and digest(folder).startswith(
+        folder.name
+    )
 
 
 def kept() -> Path:
@@ -143,11 +185,17 @@ def keep(adapter: Path) -> str:
     """Copy an adapter to where its digest finds it; the digest."""
     made = digest(adapter)
     folder = kept() / made[:16]
+    if folder.exists() and not is_whole(folder):
+        shutil.rmtree(folder)
     if not folder.exists():
-        beside = folder.with_name(f".{folder.name}")
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(adapter, beside)
-        beside.rename(folder)
+        scratch.sync(beside)
+        try:
+            beside.rename(folder)
+        except OSError:  # another point of a sweep has made the same one meanwhile
+            shutil.rmtree(beside)
     return made
 
 
