@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import random
+import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,10 +13,13 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+import yaml
 from dag import copy_of_the_tree, sh
 from sites import (
     MISSING,
     PUBLIC,
+    ROOT,
+    WORDS,
     Answer,
     Asked,
     Responder,
@@ -21,6 +27,7 @@ from sites import (
     moved,
     ok,
     page,
+    parse_here,
     refreshed,
     responding,
     sections,
@@ -32,7 +39,7 @@ from stages.core import config
 from stages.core.errors import PipelineError
 from stages.core.records import Document
 from stages.core.store import read
-from stages.crawl import fetching, snapshot
+from stages.crawl import fetching, snapshot, workers
 from stages.crawl.pages import Answer as Kept
 from stages.crawl.pages import Pages
 from stages.crawl.snapshot import Held, compare
@@ -391,6 +398,145 @@ def test_a_source_that_fails_leaves_the_others_as_they_are(tmp_path: Path) -> No
         with pytest.raises(PipelineError, match="answers 404"):
             fetching.refresh(cfg, good, [good, bad], path)
         assert list(snapshot.read(path)) == ["good"]
+
+
+# --- forgetting --------------------------------------------------------------------------------
+
+DAY_S = 24 * 3600
+
+
+def files_of(folder: Path) -> tuple[crawl.Config, crawl.Source]:
+    params = {
+        section: yaml.safe_load((ROOT / f"conf/{section}/{option}.yaml").read_text())
+        for section, option in (("crawl", "default"), ("source", "files"))
+    }
+    params["crawl"] |= {"min_chars": 10, "near_duplicate": None, "max_gone_rate": 1.0}
+    params["source"] |= {"path": str(folder), "name": folder.name}
+    return (
+        config.load(params, "crawl", crawl.Config),
+        config.load(params, "source", crawl.Source),
+    )
+
+
+def body(name: str) -> bytes:
+    """What no packing shortens: it stands in the file as it is."""
+    return random.Random(name).randbytes(200)
+
+
+def digests_of(pages: Pages) -> set[str]:
+    return {digest for (digest,) in pages._db.execute("SELECT digest FROM bodies")}
+
+
+def filled(path: Path) -> tuple[dict[str, str], dict[tuple[str, str], list[str]]]:
+    """A store of pages, each named in another way; their digests, and what the snapshot names."""
+    with Pages(path) as pages:
+        first = pages.begin("docs", "now")
+        first.keep(*(Kept(url, body=body(url)) for url in ("gone", "held", "edited", "same")))
+        other, same = pages.begin("faq", "now"), Kept("copy", body=body("same"))
+        other.keep(Kept("mine", body=body("mine")), same)
+        for crawl_, began in (("week", 7), ("year", 365), ("older", 365)):
+            by_other = pages.begin("docs", crawl_)
+            by_other.keep(Kept(crawl_, body=body(crawl_)))
+            by_other.end(whole=True)
+            at = time.time() - began * DAY_S
+            pages._db.execute("UPDATE crawls SET began = ? WHERE id = ?", (at, by_other.number))
+        digests = {row.url: row.digest for c in (first, other) for row in c.all_answered()}
+        for name, settings in (("docs", "week"), ("docs", "year"), ("docs", "older")):
+            known = pages.crawl(f"{name} {settings}", 0).known(settings)
+            assert known is not None
+            digests[settings] = known.digest
+        first.end(whole=True)
+        other.end(whole=True)
+        again = pages.begin("docs", "now")
+        again.keep(
+            Kept("gone", 410, reason="http_410"),
+            Kept("held", 404, reason="http_404"),  # the refresh that found it did not end
+            Kept("edited", body=body("new version")),
+            Kept("same", 404, reason="http_404"),
+        )
+        again.end(whole=True)
+        new = again.known("edited")
+        assert new is not None and len(digests_of(pages)) == len(set(digests.values())) + 1
+    digests["new version"] = new.digest
+    held = {("docs", "now"): [digests["held"], new.digest], ("docs", "older"): []}
+    return digests, held
+
+
+def raw(path: Path) -> bytes:
+    """All that stands in the file, and in its log."""
+    return b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+
+
+def test_what_is_gone_leaves_the_file_and_what_is_named_anywhere_stays(tmp_path: Path) -> None:
+    path = tmp_path / "pages.sqlite"
+    digests, held = filled(path)
+    heard: list[str] = []
+    with Pages(path) as pages:
+        assert all(body(name) in raw(path) for name in digests if name != "copy")
+        assert pages.forget(held, heard.extend) == 3
+        left = {name for name, digest in digests.items() if digest in digests_of(pages)}
+        assert left == {"held", "same", "copy", "mine", "week", "older", "new version"}
+        assert sorted(heard) == sorted(digests[name] for name in ("gone", "edited", "year"))
+        for name in digests:
+            assert (body(name) in raw(path)) == (name in left - {"copy"})
+        assert pages.crawl("docs older", 0).known("older") is not None
+        assert pages.crawl("docs year", 0).known("year") is None
+        assert pages.forget(held, heard.extend) == 0
+        assert pages.forget({}, heard.extend) == 2  # held by nothing else: held, older
+
+
+def test_a_deletion_that_overwrites_nothing_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "pages.sqlite"
+    _, held = filled(path)
+    with Pages(path) as pages:
+        pages._db.execute("PRAGMA secure_delete=OFF")
+        assert pages.forget(held, lambda _: None) == 3
+        assert body("gone") in raw(path)
+
+
+def test_a_store_that_is_killed_while_it_forgets_has_lost_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pages.sqlite"
+    digests, held = filled(path)
+    script = (
+        "import os, signal, sys; from pathlib import Path; from stages.crawl.pages import Pages\n"
+        f"Pages(Path(sys.argv[1])).forget({held!r}, lambda _: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    with Pages(path) as pages:
+        assert digests_of(pages) == set(digests.values())
+        assert pages.forget(held, lambda _: None) == 3
+
+
+def test_a_refresh_forgets_a_file_and_what_it_was_parsed_to(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    words = {name: f"{name} {random.Random(name).randbytes(40).hex()}" for name in ("gone", "both")}
+    for folder in folders:
+        folder.mkdir()
+        (folder / "both.md").write_text(f"# Both\n\n{WORDS}{words['both']}")
+    (folders[0] / "gone.md").write_text(f"# Gone\n\n{WORDS}{words['gone']}")
+    path, parsed = tmp_path / "snapshot.json", tmp_path / ".cache/pages/parsed.sqlite"
+    path.write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(tmp_path))
+        patch.setattr(workers, "parse", parse_here)
+        parts = [files_of(folder) for folder in folders]
+
+        def refresh() -> None:
+            for cfg, part in parts:
+                fetching.refresh(cfg, part, [part], path)
+                crawl.run(cfg, part, path, tmp_path / "out")
+
+        refresh()
+        assert all(said.encode() in raw(parsed) for said in words.values())
+        (folders[0] / "gone.md").unlink()
+        (folders[0] / "both.md").unlink()  # the other folder still has it
+        (folders[0] / "new.md").write_text(f"# New\n\n{WORDS}")
+        refresh()
+        assert [said.encode() in raw(parsed) for said in words.values()] == [False, True]
+        with fetching.open_pages() as pages:
+            texts = [pages.body(digest) for digest in digests_of(pages)]
+        assert sorted(text.text().split()[1] for text in texts if text) == ["Both", "New"]
 
 
 # --- the commands ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stages.core import progress, store
 from stages.core.errors import PipelineError
-from stages.crawl import snapshot, source
+from stages.crawl import parsed, snapshot, source
 from stages.crawl.pages import Crawl, Pages
 from stages.crawl.settings import Config
 from stages.crawl.snapshot import Change, Held
@@ -46,7 +46,21 @@ def refresh(
             crawl.end(whole=True)  # last: killed before, the refresh goes on from here
             changes.append(snapshot.compare(part.name, before, held))
             progress.note(snapshot.tell(changes[-1]))
+        _forget(pages, known)
     return changes
+
+
+def _forget(pages: Pages, known: snapshot.Snapshot) -> None:
+    """Drop the bodies that nothing names any more, and what they were parsed to."""
+    held = {
+        (name, one.settings): one.pages.values()
+        for name, several in known.items()
+        for one in several
+    }
+    with parsed.opened() as outcomes:
+        count = pages.forget(held, outcomes.forget)
+    if count:
+        progress.note(f"{count} old pages are forgotten")
 
 
 def uncovered(cfg: Config, whole: Source, path: Path) -> list[Single]:

@@ -7,9 +7,10 @@ with what it has been answered.
 
 import contextlib
 import hashlib
+import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,9 @@ from stages.crawl import encoding
 
 RESUME_WITHIN_S = 24 * 3600
 """Age up to which a killed crawl is gone on with; the answers of an older one are asked anew."""
+
+KEPT_S = 90 * 24 * 3600
+"""Age from which what was fetched with settings that no snapshot holds is forgotten."""
 
 Role = Literal["page", "list"]
 
@@ -43,6 +47,25 @@ CREATE TABLE IF NOT EXISTS robots (origin TEXT PRIMARY KEY, time REAL NOT NULL, 
 CREATE TABLE IF NOT EXISTS bodies (
   digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, body BLOB NOT NULL
 );
+"""
+
+_DROP_CRAWLS = """
+DELETE FROM crawls
+WHERE ended AND id NOT IN (SELECT max(id) FROM crawls GROUP BY source, settings)
+OR began < ? AND source || ' ' || settings NOT IN (SELECT value FROM json_each(?))
+"""
+_DROP_ROWS = [
+    f"""
+DELETE FROM {table} WHERE source NOT IN (
+  SELECT source || ' ' || settings FROM crawls UNION SELECT value FROM json_each(?)
+)
+"""  # noqa: S608
+    for table in ("answers", "pages")
+]
+_UNNAMED = """
+SELECT digest FROM bodies WHERE digest NOT IN (
+  SELECT digest FROM pages UNION SELECT digest FROM answers UNION SELECT value FROM json_each(?)
+)
 """
 
 
@@ -124,6 +147,7 @@ class Pages:
         self._db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA secure_delete=ON")  # what is forgotten is overwritten
         self._db.executescript(_SCHEMA)
         self._pack = zstandard.ZstdCompressor(level=1)
         self._unpack = zstandard.ZstdDecompressor()
@@ -257,6 +281,35 @@ class Pages:
         alike = "(source, settings) = (SELECT source, settings FROM crawls WHERE id = ?)"
         self._db.execute(f"UPDATE crawls SET ended = 1 WHERE {alike}", (crawl,))  # noqa: S608
         self._db.execute("COMMIT")
+
+    def forget(
+        self,
+        held: Mapping[tuple[str, str], Collection[str]],
+        heard: Callable[[Sequence[str]], None],
+    ) -> int:
+        """Drop every body that nothing names any more; how many.
+
+        What names one: `held`, the digests of the snapshot by name and settings; and the last crawl
+        with any other settings, for KEPT_S. `heard` is told the digests before they go: killed in
+        between, the next refresh tells them again.
+        """
+        keys = json.dumps([f"{name} {settings}" for name, settings in held])
+        digests = json.dumps([digest for named in held.values() for digest in named])
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.execute(_DROP_CRAWLS, (time.time() - KEPT_S, keys))
+            for drop in _DROP_ROWS:
+                db.execute(drop, (keys,))
+            lost = db.execute(_UNNAMED, (digests,)).fetchall()
+            heard([digest for (digest,) in lost])
+            db.executemany("DELETE FROM bodies WHERE digest = ?", lost)
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # nor is it in the log
+        return len(lost)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,14 @@ class Parsed:
         row = key, time.time(), _OUTCOMES.dump_json(outcome)
         self._database.execute("INSERT OR REPLACE INTO parsed VALUES (?, ?, ?)", row)
 
+    def forget(self, digests: Sequence[str]) -> None:
+        """Drop what bodies with these digests were parsed to."""
+        rows = [(digest, f"{digest}/") for digest in digests]  # the character after a full stop
+        self._database.execute("BEGIN IMMEDIATE")
+        self._database.executemany("DELETE FROM parsed WHERE key >= ? AND key < ?", rows)
+        self._database.execute("COMMIT")
+        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
 
 @contextlib.contextmanager
 def opened() -> Iterator[Parsed]:
@@ -85,6 +93,7 @@ def opened() -> Iterator[Parsed]:
     try:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=NORMAL")  # what is lost is parsed again
+        database.execute("PRAGMA secure_delete=ON")  # what is forgotten is overwritten
         database.execute(_SCHEMA)
         database.execute("DELETE FROM parsed WHERE time < ?", (time.time() - KEPT_S,))
         yield Parsed(database)
@@ -93,8 +102,8 @@ def opened() -> Iterator[Parsed]:
 
 
 def key(source: Single, address: str, digest: str) -> str:
-    """`address` is that which readers know."""
-    return identify(_reader(), source.model_dump(), address, digest)
+    """`address` is that which readers know. It begins with the digest, by which it is forgotten."""
+    return f"{digest}.{identify(_reader(), source.model_dump(), address)}"
 
 
 @functools.cache
