@@ -20,7 +20,7 @@ from stages import finetune, pipeline
 from stages.core import config, store
 from stages.core import model as base
 from stages.core.records import Example, Message
-from stages.finetune import data, recipe, scratch, trainer
+from stages.finetune import data, recipe, scratch, starts, trainer, training
 from stages.finetune.hardware import CPU
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,16 +120,9 @@ def train(
     store.write_text(out / phase.file, recipe.render(phase.recipe | {"base_model": "../base"}))
     data.write_chats(examples, out / "train.jsonl", model)
     work = out / "work"
-    report = trainer.axolotl(
-        cfg.python,
-        out / phase.file,
-        work,
-        "tune",
-        {"output_dir": work / "model", "dataset_prepared_path": work / "prepared"},
-        num_processes=num_processes,
-        is_distributed=True,
-    )
-    checkpoint = work / f"model/checkpoint-{steps}"
+    (start,) = starts.starts(cfg, [phase], work, {}, None)
+    report = trainer.axolotl(training.job(cfg, model, start, out, work))
+    checkpoint = work / f"tune/model/checkpoint-{steps}"
     files = sorted(checkpoint.glob("global_step*/*optim_states.pt")) or [
         checkpoint / "optimizer.pt"
     ]

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,10 +238,7 @@ def test_a_users_plugin_stands_beside_ours() -> None:
     cfg = tuning_config(axolotl={"plugins": ["other.Plugin"]})
     rendered = rendered_by(cfg, model_config(), has_validation=False)
     assert rendered["plugins"] == ["other.Plugin", recipe.PLUGIN]
-    assert recipe.pretraining(cfg, model_config(), CPU)["plugins"] == [
-        "other.Plugin",
-        recipe.PLUGIN,
-    ]
+    assert recipe.pretraining(cfg, model_config(), CPU)["plugins"] == [recipe.PLUGIN]
 
 
 def test_the_loss_is_on_the_answers_and_their_ends_only() -> None:
@@ -466,6 +464,54 @@ def test_an_example_that_axolotl_drops_silently_is_an_error(workspace: Workspace
         workspace.run(tuning_config(python=dropping), local_model(Path("m")))
 
 
+@pytest.mark.parametrize("option", ["full", "dpo"])
+def test_what_too_many_rejects_end_is_ended_before_its_first_step(
+    workspace: Workspace, option: str
+) -> None:
+    stepped = workspace.folder / "stepped"
+    command = workspace.trainer(f"time.sleep(30); open({str(stepped)!r}, 'w').close()")
+    workspace.give(train=[example(1), example(99, "long " * 500)])
+    pairs = [
+        Preference(example_id=f"train{n}", chosen="no " * 9 * n, rejected="n") for n in (1, 99)
+    ]
+    store.write(Path("data/preferences.jsonl"), pairs)
+    more = {"start": "base"} if option == "dpo" else {}
+    cfg = tuning_config(option, python=command, **more)
+    assert "max_reject_rate" in one_line(workspace, cfg, local_model(Path("m")))
+    assert not stepped.exists()
+    rejects = list(store.read(Path("data/finetune/rejects.jsonl"), Reject))
+    assert [reject.reason for reject in rejects] == ["longer than the context"] * len(rejects)
+    assert rejects
+
+
+@pytest.mark.parametrize("save_steps", [None, 0.1])
+def test_a_training_whose_card_cannot_be_written_is_not_made_again(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, save_steps: float | None
+) -> None:
+    ran = workspace.folder / "ran"
+    command = workspace.trainer(f"open({str(ran)!r}, 'a').write('x')")
+    cfg, model = tuning_config(python=command, save_steps=save_steps), local_model(Path("m"))
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.card, "render", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            workspace.run(cfg, model)
+    assert workspace.run(cfg, model)["num_steps"] == 4
+    assert ran.read_text() == "x"
+    assert not any(path.is_dir() for path in Path(".cache/training").iterdir())
+
+
+def test_figures_that_were_not_told_are_no_traceback(workspace: Workspace) -> None:
+    rare = (
+        "say(step=4, total=4, learning_rate=.1, tokens=4, FIGURES); out.mkdir(parents=True)\n"
+        "model(out, 'model.safetensors'); sys.exit()"
+    )
+    cfg = tuning_config(python=workspace.trainer(rare.replace("FIGURES", "eval_loss=1.0")))
+    assert "finetune.axolotl.logging_steps" in one_line(workspace, cfg, local_model(Path("m")))
+    cfg = tuning_config(python=workspace.trainer(rare.replace("FIGURES", "loss=1.0")), seed=1)
+    metrics = workspace.run(cfg, local_model(Path("m")))
+    assert metrics["train_loss"] == 1.0 and "validation_loss" not in metrics
+
+
 def test_steps_are_shown_while_the_trainer_runs(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,8 +527,9 @@ def test_steps_are_shown_while_the_trainer_runs(
     waiting = workspace.trainer(after=f"while not os.path.exists({str(gate)!r}): time.sleep(0.05)")
     workspace.run(tuning_config(python=waiting), local_model(Path("m")))
     steps = [step for step in seen if step.unit == "steps"]
-    assert [(step.done, step.total) for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(step.done, step.total) for step in steps] == [(n, 4) for n in (1, 2, 3, 4, 4)]
     assert steps[0].metrics == {"loss": 4.0, "learning_rate": 0.1, "tokens": 1}
+    assert steps[-1].metrics == {"eval_loss": 0.5}
 
 
 def test_the_base_and_the_tuning_show_their_losses_under_different_names(
@@ -491,7 +538,9 @@ def test_the_base_and_the_tuning_show_their_losses_under_different_names(
     names: list[set[str]] = []
     monkeypatch.setattr(progress, "_listeners", [lambda step: names.append(set(step.metrics))])
     workspace.run(tuning_config(python=workspace.trainer()), model_config(vocab_size=400))
-    assert [{"base_loss"} <= seen for seen in names if seen] == [True] * 4 + [False] * 4
+    told = [seen for seen in names if seen]
+    assert [{"base_loss"} <= seen for seen in told] == [True] * 4 + [False] * 6
+    assert told[4] == {"base_eval_loss"} and told[-1] == {"eval_loss"}
 
 
 def test_a_checkpoint_of_the_same_training_is_resumed_and_of_another_is_not(
@@ -510,6 +559,32 @@ def test_a_checkpoint_of_the_same_training_is_resumed_and_of_another_is_not(
         workspace.run(cfg.model_copy(update={"learning_rate": 0.5}), model)
     workspace.run(cfg, model)
     assert stop.read_text().split() == ["fresh", "fresh", "resumed"]
+
+
+def test_what_another_launcher_left_is_gone_after_a_hosted_training(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lineage.json", "README.md", "curve.csv", "model/config.json"):
+        store.write_text(Path("data/finetune", name), "{}")
+    monkeypatch.setattr(finetune, "tune_hosted", lambda *_: {})
+    workspace.run(tuning_config(launcher=section("finetune/launcher/openai")), model_config())
+    assert list(Path("data/finetune").iterdir()) == []
+
+
+def test_a_failed_point_of_a_sweep_names_a_log_that_is_still_there(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = workspace.folder / ".dvc/tmp/exps/point"
+    shutil.copytree(workspace.data, temporary / "data")
+    monkeypatch.setenv("DVC_ROOT", str(workspace.folder))
+    monkeypatch.chdir(temporary)
+    cfg = tuning_config(python=workspace.trainer("raise ValueError('no')"))
+    point = Workspace.__new__(Workspace)
+    point.folder, point.data = temporary, temporary / "data"
+    said = one_line(point, cfg, local_model(Path("m")))
+    shutil.rmtree(temporary)
+    named = workspace.folder / said.rpartition("log: ")[2].rstrip(")")
+    assert "ValueError: no" in named.read_text()
 
 
 # --- endings -----------------------------------------------------------------------------------
@@ -563,10 +638,48 @@ def test_the_decisive_line_is_the_trainers_own_and_not_torchruns() -> None:
     assert "ChildFailed" not in said
 
 
-def test_a_value_that_axolotl_refuses_is_told_with_our_key() -> None:
-    said = failures.explain("", 1, TORCHRUN)
-    assert said.startswith("finetune.axolotl.lora_r: Input should be a valid integer")
-    assert "conf/finetune" in said
+def refusal(key: str, said: str) -> str:
+    """A log of pydantic's, as Axolotl ends with it."""
+    return (
+        "Traceback (most recent call last):\n  File 'x', line 1\n"
+        f"pydantic_core._pydantic_core.ValidationError: 1 validation error for AxolotlInputConfig\n"
+        f"{key}  {said} [type=value_error, input_value={{'lora_r': 8, 'seed': 1}}]\n"
+        "    For further information visit https://errors.pydantic.dev/2.12/v/value_error\n"
+    )
+
+
+TWO = "save_steps and saves_per_epoch are mutually exclusive, please use one."
+REFUSED = {
+    TORCHRUN: "finetune.lora_r: Input should be a valid integer",
+    refusal(
+        "", f"Value error, {TWO}"
+    ): f"finetune.save_steps and finetune.axolotl.saves_per_epoch: {TWO}",
+    refusal("", "Value error, no such thing"): "finetune.axolotl: no such thing",
+    refusal(
+        "sample_packing\n", "Input should be a valid boolean"
+    ): "finetune.axolotl.sample_packing: Input should be a valid boolean",
+    refusal(
+        "datasets.0.type\n", "Value error, it is odd"
+    ): "the examples of the synthesize stage: it is odd",
+}
+
+
+@pytest.mark.parametrize("log", REFUSED)
+def test_a_value_that_axolotl_refuses_is_told_with_our_key(log: str) -> None:
+    said = failures.explain("", 1, log, {"saves_per_epoch": 2, "seed": 1})
+    assert said == f"{REFUSED[log]} (look at conf/finetune)"
+
+
+def test_the_keys_of_a_recipe_are_known_where_axolotl_refuses_several(
+    workspace: Workspace,
+) -> None:
+    command = workspace.trainer(
+        "print('pydantic.ValidationError: 1 validation error for X Value error, "
+        "neftune_noise_alpha and seed'); sys.exit(1)"
+    )
+    cfg = tuning_config(python=command, axolotl={"neftune_noise_alpha": 5})
+    said = one_line(workspace, cfg, local_model(Path("m")))
+    assert "finetune.axolotl.neftune_noise_alpha and finetune.seed: " in said
 
 
 @settings(deadline=None)
@@ -586,9 +699,10 @@ def test_the_trainer_does_not_outlive_its_stage(workspace: Workspace, how: signa
         f"open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     )
     code = (
-        "import sys; from pathlib import Path; from stages.finetune import trainer\n"
-        "trainer.axolotl(sys.argv[1], Path('axolotl.yaml').absolute(), Path('work').absolute(), "
-        "'tune', {})"
+        "import sys; from pathlib import Path; from stages.finetune import starts, trainer\n"
+        "start, here = starts.Start('tune', '', 'axolotl.yaml', {}), Path.cwd()\n"
+        "log = trainer.log('tune')\n"
+        "trainer.axolotl(starts.job(start, here, here / 'work', log, sys.argv[1], offline=True))"
     )
     store.write_text(Path("axolotl.yaml"), yaml.safe_dump({"datasets": [{"path": "chats"}]}))
     Path("chats").touch()
@@ -720,6 +834,14 @@ def test_a_key_that_axolotl_does_not_know_is_told_with_ours(
     said = json.loads((tmp_path / "report").read_text())["error"]
     assert said.startswith("finetune.axolotl.lerning_rate")
     assert "did you mean learning_rate?" in said
+
+
+def test_the_last_step_is_always_logged(plugin: Any) -> None:
+    for step, is_logged in ((8, False), (9, True)):
+        state = types.SimpleNamespace(global_step=step, max_steps=9)
+        control = types.SimpleNamespace(should_save=False, should_log=False)
+        plugin.Reporter().on_step_end(None, state, control)
+        assert control.should_log is is_logged
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -858,6 +980,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 1,
         **ADAPTED,
     },
+    "full in two processes": {"option": "full", "num_processes": 2, **ADAPTED},
+    "full under ZeRO-1 in two processes": {
+        "option": "full",
+        "zero": "zero1",
+        "num_processes": 2,
+        **ADAPTED,
+    },
     "full under ZeRO-2 in two processes": {
         "option": "full",
         "zero": "zero2",
@@ -910,6 +1039,15 @@ def test_the_loss_of_each_recipe_really_falls(trained: Workspace, name: str) -> 
     assert str(trained.folder) not in (out / "README.md").read_text()
     given = store.digest(trained.folder / "data/finetune/base/model.safetensors")
     assert store.digest(out / "model/model.safetensors") != given
+
+
+@pytest.mark.slow
+def test_a_scratch_model_is_tuned_by_muon_in_two_processes(trained: Workspace) -> None:
+    cfg = tuning_config(**QUICK, num_processes=2)
+    metrics = trained.run(cfg, model_config(**SMALL), "two")
+    assert "optimizer: muon" in (trained.folder / "two/axolotl.yaml").read_text()
+    curve = losses(trained, "two")
+    assert metrics["num_steps"] == 15 and curve[-1] < 0.9 * curve[0]
 
 
 @pytest.mark.slow

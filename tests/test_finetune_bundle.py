@@ -113,6 +113,24 @@ def test_equal_trainings_give_equal_bundles_without_a_place_of_this_machine(
     assert other != first
 
 
+def test_a_bundle_of_a_point_of_a_sweep_lands_in_the_checkout(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = local_model(Path("m"))
+    monkeypatch.setenv("DVC_ROOT", str(workspace.folder))
+    (workspace.folder / "point").mkdir()
+    monkeypatch.chdir(workspace.folder / "point")
+    assert (packed(workspace, packing(device="cpu"), model) / "train.sh").exists()
+
+
+def test_nothing_is_packed_again_once_the_model_is_back(workspace: Workspace) -> None:
+    cfg, model = packing(device="cpu"), local_model(Path("m"))
+    bundle.take_back(trained_elsewhere(workspace, cfg, model))
+    shutil.rmtree("bundles")
+    workspace.run(cfg, model)
+    assert not Path("bundles").exists()
+
+
 def test_a_tar_comes_back_as_a_folder_does(workspace: Workspace) -> None:
     cfg, model = packing(device="cpu"), local_model(Path("m"))
     there = trained_elsewhere(workspace, cfg, model)

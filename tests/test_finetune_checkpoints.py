@@ -11,7 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from test_finetune import (
     tuning_config,
 )
 
-from stages.core import store
+from stages import finetune
+from stages.core import progress, store
 from stages.core.errors import PipelineError
-from stages.finetune import checkpoints, failures, trainer
+from stages.finetune import bundle, checkpoints, failures, trainer, training
 
 ROOT = Path(__file__).parents[1]
 
@@ -337,8 +338,7 @@ def test_all_that_shapes_a_training_is_in_its_key(workspace: Workspace) -> None:
     from stages.finetune.training import training_key
 
     out = workspace.folder / "out"
-    for name in ("axolotl.yaml", "train.jsonl"):
-        store.write_text(out / name, name)
+    store.write_text(out / "train.jsonl", "an example")
     base_folder = workspace.folder / "m"
     cfg = small(workspace).cfg
     phases = recipe.phases(cfg, local_model(base_folder), CPU, has_validation=False)
@@ -349,7 +349,7 @@ def test_all_that_shapes_a_training_is_in_its_key(workspace: Workspace) -> None:
 
     store.write_text(out / "train.jsonl", "another example")
     another()
-    store.write_text(out / "axolotl.yaml", "another recipe")
+    phases = [replace(phase, recipe=phase.recipe | {"seed": 7}) for phase in phases]
     another()
     store.write_text(base_folder / "model.safetensors", "another base")
     another()
@@ -366,7 +366,58 @@ def test_all_that_shapes_a_training_is_in_its_key(workspace: Workspace) -> None:
     (packages / "wandb-1.dist-info").mkdir()  # shapes no training
     (packages / "torch-2.dist-info").mkdir()
     assert training_key(cfg, phases, out, [base_folder]) == keys[-1]
+    phases = [replace(phase, recipe=phase.recipe | {"save_steps": 7}) for phase in phases]
+    assert training_key(cfg, phases, out, [base_folder]) == keys[-1]
     assert len(set(keys)) == 7
+
+
+def notes(workspace: Workspace) -> list[str]:
+    rows = (workspace.folder / ".cache/progress/finetune.jsonl").read_text().splitlines()
+    return [row["note"] for row in map(json.loads, rows)]
+
+
+def test_a_training_that_had_ended_with_torn_weights_is_gone_on_from_its_checkpoint(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = small(workspace, pace=0.0)
+    progress.begin("finetune")
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.card, "render", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            workspace.run(training.cfg, training.model)
+    weights = Path("data/finetune/model/model.safetensors").read_bytes()
+    assert training.work
+    cut = training.work / "tune/model/model.safetensors"
+    os.truncate(cut, len(weights) - 1)
+    metrics = workspace.run(training.cfg, training.model)
+    assert Path("data/finetune/model/model.safetensors").read_bytes() == weights
+    assert metrics["num_steps"] == 40
+    said = notes(workspace)
+    assert "instruction tuning had ended, but model.safetensors is torn" in said
+    assert "going on from step 40" in said
+
+
+def test_what_other_trainings_keep_on_the_disk_is_noted(workspace: Workspace) -> None:
+    work, left = store.cache("training", "ours"), store.cache("training", "left")
+    for folder, size in ((work, 5), (left, 3), (store.cache("training", "brought"), 7)):
+        store.write_text(folder / "tune/model/checkpoint-5/weights", "x" * 1_000_000 * size)
+    store.write_text(store.cache("training", "brought") / bundle.KEPT, "digest")
+    progress.begin("finetune")
+    training.note_left_behind(work)
+    (said,) = notes(workspace)
+    assert said.startswith(".cache/training keeps 0.003 GB of 1 other trainings")
+    hold = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print(1, flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{hold}; input()", str(left.with_name("left.lock"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout and other.stdout.readline()
+        progress.begin("finetune")
+        training.note_left_behind(work)
+        other.communicate("")
+    assert notes(workspace) == [], "another run trains there"
 
 
 # --- which checkpoint is whole -------------------------------------------------------------------
@@ -433,6 +484,13 @@ def test_every_file_of_a_checkpoint_counts(tmp_path: Path, sharded: bool) -> Non
             assert checkpoints.set_aside(torn.parent, torn.parent / "aside").keys() == {torn.name}
             assert checkpoints.numbered(torn.parent) == {}
             assert (torn.parent / "aside/checkpoint-20").is_dir()
+
+
+def test_one_torn_checkpoint_is_kept_aside_and_no_more(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        (tmp_path / f"model/checkpoint-{step}").mkdir(parents=True)
+    assert len(checkpoints.set_aside(tmp_path / "model", tmp_path / "torn")) == 3
+    assert len(list((tmp_path / "torn").iterdir())) == 1
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -512,7 +570,7 @@ DEATHS = {
     "numpy._core._exceptions._ArrayMemoryError: out of memory": "context_tokens",
     "MemoryError": "finetune.deepspeed",
     "RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0; "
-    "OSError: [Errno 28] No space left on device": "finetune.save_steps",
+    "OSError: [Errno 28] No space left on device": ".cache/training",
     "SafetensorError: I/O error: No space left on device (os error 28)": "no room is left",
 }
 
@@ -684,7 +742,7 @@ def test_a_full_disk_is_one_line_and_what_was_saved_is_gone_on_from(trained: Wor
                 file.flush()
         said = stage.communicate(timeout=300)[1]
         assert stage.returncode == 1
-        assert "no room is left on the disk" in said and "finetune.save_steps" in said
+        assert "no room is left on the disk" in said and "free some room" in said
         assert not (trained.folder / "full/model").exists()
         filling.unlink()
         stage = training.start("full")

@@ -30,6 +30,7 @@ from test_finetune import (
 )
 from test_finetune_checkpoints import Training, the_stage
 
+from stages import finetune
 from stages.__main__ import main
 from stages.core import config, store
 from stages.core.errors import PipelineError
@@ -151,6 +152,18 @@ def test_each_launcher_prints_its_command_and_runs_nothing(
     printed = capsys.readouterr().out
     assert said in printed
     assert ("merge_lora" in printed) == (kind != "openai")
+    first, _, then = printed.partition("tune/model")
+    assert ("models/base/KEY/work/base" in first) == bool(then) == (kind != "openai")
+
+
+def test_a_printed_training_goes_on_from_the_adapter_that_is_named(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = workspace.folder / "earlier"
+    folder.mkdir()
+    cfg = tuning_config("lora", python=sys.executable, device="cpu", init_adapter="earlier")
+    said = finetune.commands(cfg, local_model(Path("m")), Path("data/finetune"))
+    assert f"--lora_model_dir={folder}" in said
 
 
 # --- a container ---------------------------------------------------------------------------------
@@ -230,7 +243,8 @@ def test_a_container_gets_the_project_at_its_own_path_and_no_secret(
     metrics = workspace.run(cfg, local_model(elsewhere))
     assert metrics["num_steps"] == 4
     assert Path("data/finetune/model/model.safetensors").exists()
-    removed, given, ended = engine.said
+    asked, removed, given, ended = engine.said
+    assert asked["command"][0].endswith("probe.py")
     assert removed.startswith("rm docent-tune-") and removed == ended
     assert given["image"] == "axolotlai/axolotl:0.19.0"
     assert given["--gpus"] == "all"
@@ -519,7 +533,7 @@ def test_a_container_trains_what_is_trained_here(
     cfg = tuning_config(**REAL, launcher=option("docker"))
     assert trained.run(cfg, base_of("made"), "contained") == trained.metrics
     assert weights(trained, "contained") == weights(trained, "here")
-    (given,) = [said for said in engine.said if isinstance(said, dict)]
+    given = [said for said in engine.said if isinstance(said, dict)][-1]
     assert given["command"][:2] == ["-m", "axolotl.cli.train"]
 
 

@@ -19,6 +19,7 @@ from test_finetune import (
     model_config,
     one_line,
     rendered_by,
+    section,
     tuning_config,
     workspace,
 )
@@ -27,7 +28,7 @@ from benchmarks import deepspeed
 from stages.core import store
 from stages.core.errors import PipelineError
 from stages.core.records import Preference, Reject
-from stages.finetune import data, hardware, launching, recipe
+from stages.finetune import checks, data, hardware, launching, recipe
 from stages.finetune.hardware import CPU, GPU, Machine
 
 __all__ = ["workspace"]
@@ -96,6 +97,28 @@ def test_a_base_and_a_continued_pretraining_read_the_same_way() -> None:
     assert "reinit_weights" not in continued
 
 
+def test_the_documents_are_read_in_a_batch_of_their_own() -> None:
+    made = phases("cpt_then_sft", micro_batch_size=8, cpt_micro_batch_size=3)
+    assert [made[name]["micro_batch_size"] for name in ("cpt", "tune")] == [3, 8]
+
+
+PASSED = {"weight_decay": 0.1, "neftune_noise_alpha": 5, "max_steps": 10, "lr_scheduler": "linear"}
+
+
+@pytest.mark.parametrize("machine", ["CPU", "H100", "T4"])
+def test_what_shapes_the_tuning_shapes_no_base(machine: str) -> None:
+    def base_of(option: str, **values: Any) -> str:
+        cfg = tuning_config(option, **values)
+        return recipe.render(recipe.pretraining(cfg, model_config(), globals()[machine]))
+
+    wanted = base_of("full")
+    assert base_of("full", axolotl=PASSED) == wanted
+    assert base_of("full", micro_batch_size=500, num_processes=2, zero="zero2") == wanted
+    assert base_of("lora") == base_of("qlora") == base_of("cpt_then_sft", lora_r=8) == wanted
+    slow = yaml.safe_load(base_of("full", axolotl={"bf16": False, "attn_implementation": "eager"}))
+    assert (slow["bf16"], slow["attn_implementation"]) == (False, "eager")
+
+
 def test_preferences_are_neither_packed_nor_read_by_ligers_loss() -> None:
     made = phases("dpo", machine=H100)
     assert made["tune"]["sample_packing"] is True
@@ -153,13 +176,15 @@ def test_a_cpu_trains_in_bfloat16_where_it_multiplies_it_and_packs_nothing() -> 
         (A100, ("sdpa", False, True)),  # packing with SDPA in bf16 is unsafe before Hopper
         (A100.model_copy(update={"flash_attn": True}), ("flash_attention_2", True, True)),
         (T4, ("sdpa", False, False)),
+        (T4.model_copy(update={"flash_attn": True}), ("sdpa", False, False)),
     ],
 )
 def test_a_gpu_gets_what_it_can_do(machine: Machine, expected: tuple[str, bool, bool]) -> None:
     made = phases("full", machine=machine)["tune"]
     found = (made["attn_implementation"], made["sample_packing"], made["bf16"])
     assert found == expected
-    assert made["fp16"] == (not machine.bf16)
+    assert made["fp16"] is False, "torch scales no gradients of weights in float16"
+    assert phases("lora", machine=machine)["tune"]["fp16"] == (not machine.bf16)
     assert made["group_by_length"] == (not made["sample_packing"])
     assert made["plugins"] == ["axolotl.integrations.liger.LigerPlugin", recipe.PLUGIN]
     assert made["optimizer"] == "adamw_torch_fused"
@@ -200,7 +225,7 @@ def test_activations_are_computed_twice_only_where_they_would_not_fit(tmp_path: 
 def test_what_was_found_and_chosen_is_one_line() -> None:
     said = hardware.sentence(H100, phases("full", machine=H100)["tune"])
     assert said == (
-        "trains on 1 GPUs of 80 GiB, compute capability 9.0: bf16, sdpa, packed, Liger, "
+        "trains on 1 GPUs of 80 GiB with compute capability 9.0: bf16, sdpa, packed, Liger, "
         "gradient checkpointing, adamw_torch_fused"
     )
     assert "fp32" in hardware.sentence(CPU, phases("full")["tune"])
@@ -212,12 +237,72 @@ def test_the_machine_is_the_launchers_where_that_trains_elsewhere() -> None:
         cfg = tuning_config(python=sys.executable, device=device, launcher=given | values)
         return hardware.machine(cfg)
 
-    assert machine("docker") == GPU
+    assert machine("docker") == GPU, "no Docker to ask here"
     assert machine("slurm") == CPU
-    assert machine("slurm", gpus_per_node=4) == GPU
+    four = GPU.model_copy(update={"num_gpus": 4})
+    assert machine("slurm", gpus_per_node=4) == four
+    assert machine("slurm", gpus_per_node=4, cpus_per_node=3).cores == 3
+    assert machine("bundle") == machine("slurm", "cuda") == GPU
     assert machine("local", device="cpu") == machine("docker", device="cpu") == CPU
     assert machine("local").cores >= 1
     assert machine("local", device="cuda").cuda is True
+    hopper = {"capability": 9.0, "memory_gib": 80, "flash_attn": True, "liger_kernel": False}
+    for kind in ("slurm", "bundle"):
+        found = machine(kind, "cuda", gpu=hopper)
+        assert (found.capability, found.memory_bytes) == ((9, 0), 80 * 2**30)
+        assert (found.bf16, found.flash_attn, found.liger_kernel) == (True, True, False)
+        turing = machine(kind, "cuda", gpu=hopper | {"capability": 7.5})
+        assert (turing.capability, turing.bf16) == ((7, 5), False)
+
+
+def test_the_image_is_asked_what_its_machine_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(
+        f"#!{sys.executable}\nimport os, subprocess, sys\n"
+        "python, script = sys.argv[-2:]\n"
+        "assert python == 'python' and sys.argv[-3].startswith('axolotlai/axolotl')\n"
+        "assert sys.argv[sys.argv.index('--gpus') + 1] == 'all'\n"
+        "assert f'{os.path.dirname(script)}:{os.path.dirname(script)}' in sys.argv\n"
+        "if os.environ.get('FAILS'): sys.exit('no such image')\n"
+        "sys.exit(subprocess.run([sys.executable, script]).returncode)\n"
+    )
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cfg = tuning_config(launcher=section("finetune/launcher/docker"))
+    assert hardware.machine(cfg) == hardware.probe(sys.executable)
+    assert hardware.machine(cfg, asks_image=False) == GPU
+    monkeypatch.setenv("FAILS", "1")
+    with pytest.raises(PipelineError, match=r"the container did not start: no such image"):
+        hardware.machine(cfg)
+
+
+def test_a_gpu_that_cannot_be_asked_gets_what_axolotl_brings() -> None:
+    made = phases("full", machine=GPU)["tune"]
+    assert made["liger_rope"] is True and made["dataset_num_proc"] == 8
+    assert "some GPUs that cannot be asked here" in hardware.sentence(GPU, made)
+
+
+def test_more_processes_than_gpus_are_one_line_and_idle_gpus_are_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(checks.progress, "note", said.append)
+    with pytest.raises(PipelineError, match=r"finetune.num_processes: 4: .*there are 1"):
+        checks.machine(tuning_config(num_processes=4), H100)
+    eight = H100.model_copy(update={"num_gpus": 8})
+    checks.machine(tuning_config(num_processes=8), eight)
+    checks.machine(tuning_config(num_processes=2), CPU)
+    assert said == []
+    checks.machine(tuning_config(), eight)
+    assert said == ["7 of 8 GPUs are idle: finetune.num_processes=8 uses all"]
+
+
+@pytest.mark.parametrize("plugins", ["my.Plugin", None, [1]])
+def test_plugins_that_are_no_list_of_names_are_one_line(plugins: Any) -> None:
+    with pytest.raises(PipelineError, match=r"finetune.axolotl.plugins: .*such as \[my.Plugin\]"):
+        phases("full", axolotl={"plugins": plugins})
 
 
 ROOT = Path(__file__).parents[1]

@@ -49,7 +49,11 @@ def test_mlflow_has_a_parent_and_a_child_per_stage_with_params_metrics_and_input
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
-    assert len(client.get_metric_history(tune.info.run_id, "loss")) > 1
+    figures = ("loss", "eval_loss", "learning_rate", "tokens_per_s", "memory_gb", "tokens")
+    told = {name: client.get_metric_history(tune.info.run_id, name) for name in figures}
+    assert all(told.values()), {name: len(rows) for name, rows in told.items()}
+    losses = [row.value for row in sorted(told["loss"], key=lambda row: row.step)]
+    assert len(losses) > 1 and losses[-1] < 0.9 * losses[0], losses
 
 
 def test_nothing_in_the_outs_names_this_machine(project):

@@ -26,6 +26,12 @@ from stages.finetune.trainer import Report
 
 __all__ = ["Config", "run"]
 
+STALE = (
+    *("axolotl*.yaml", "documents.jsonl", "preferences.jsonl"),
+    *("lineage.json", "README.md", "curve.csv", "hosted.json"),
+)
+"""What another recipe or launcher may have left in the stage's folder, and this one not write."""
+
 
 def run(
     cfg: Config,
@@ -45,8 +51,8 @@ def run(
     out = out.absolute()
     for stale in ("base", "model", "adapter"):
         shutil.rmtree(out / stale, ignore_errors=True)
-    for stale in ("axolotl*.yaml", "documents.jsonl", "preferences.jsonl"):
-        for path in out.glob(stale):  # of another recipe
+    for stale in STALE:
+        for path in out.glob(stale):
             path.unlink()
     examples = list(store.read(train, Example))
     if not examples:
@@ -54,7 +60,6 @@ def run(
             f"{train}: no example to train on; see rejects.jsonl beside it for why none was written"
         )
     unseen = list(store.read(validation, Example))
-    (out / "hosted.json").unlink(missing_ok=True)
     if isinstance(cfg.launcher, launching.OpenAI):
         return tune_hosted(cfg, cfg.launcher, model, examples, unseen, out)
     pairs = read_pairs(cfg, preferences)
@@ -93,18 +98,35 @@ def run(
     if isinstance(cfg, Adapted):
         earlier = lineage.earlier(cfg, base_id, list(store.read(documents, Document)), out)
     history = lineage.lineage(base_id, learnt, earlier)
-    reports = training.train(cfg, model, phases, out, places, history, earlier)
-    checks.end_turns(model, out / "model")
-    training.write_curve(reports, out / "curve.csv")
-    metrics |= judge(cfg, model, examples, unseen, pairs, reports, rejects, out)
-    digest = lineage.keep(out / "adapter") if cfg.adapter else None
-    if digest:
-        progress.note(f"the adapter {digest[:16]} is kept: finetune.init_adapter goes on from it")
-    store.write_json(out / "lineage.json", history.model_dump() | {"adapter": digest})
-    given = {path.name: store.digest(path) for path in (documents, train, validation)}
-    if isinstance(cfg, Dpo) and preferences:
-        given[preferences.name] = store.digest(preferences)
-    store.write_text(out / "README.md", card.render(cfg, model, history, given, metrics, digest))
+    given: dict[Name, tuple[str, list[str]]] = {
+        "tune": ("examples", [example.id for example in examples]),
+        "dpo": ("preference pairs", [pair.example_id for pair in pairs]),
+    }
+
+    def heard(name: Name, told: Report) -> None:
+        """See that every row is trained on or rejected, while nothing is trained yet."""
+        if name in given:
+            what, ids = given[name]
+            long = too_long(ids, told, model)
+            lost = rejects if name == "dpo" else []
+            store.write(out / "rejects.jsonl", [*rejects, *long])
+            checks.counts(cfg, model, what, len(ids), len(long) + len(lost), told.num_examples)
+
+    with training.train(cfg, model, phases, out, places, history, earlier, heard) as reports:
+        checks.end_turns(model, out / "model")
+        training.write_curve(reports, out / "curve.csv")
+        metrics |= judge(model, examples, unseen, pairs, reports, rejects, out)
+        digest = lineage.keep(out / "adapter") if cfg.adapter else None
+        if digest:
+            progress.note(
+                f"the adapter {digest[:16]} is kept: finetune.init_adapter goes on from it"
+            )
+        store.write_json(out / "lineage.json", history.model_dump() | {"adapter": digest})
+        files = {path.name: store.digest(path) for path in (documents, train, validation)}
+        if isinstance(cfg, Dpo) and preferences:
+            files[preferences.name] = store.digest(preferences)
+        card_text = card.render(cfg, model, history, files, metrics, digest)
+        store.write_text(out / "README.md", card_text)
     return metrics
 
 
@@ -112,11 +134,14 @@ def commands(cfg: Config, model: base.Config, out: Path) -> str:
     """What would train, for a shell; nothing is run, and no example is read."""
     if isinstance(cfg.launcher, launching.OpenAI):
         return hosted.render(cfg.launcher, cfg.seed)
-    machine = hardware.machine(cfg)
+    machine = hardware.machine(cfg, asks_image=False)
     checks.machine(cfg, machine)
     phases = recipe.phases(cfg, model, machine, has_validation=True)
     places = {"base_model": checks.local(model)} if isinstance(model, base.Local) else {}
-    return training.render(cfg, model, phases, out.absolute(), places, [])
+    named = cfg.init_adapter if isinstance(cfg, Adapted) else None
+    earlier = lineage.find(named, out).absolute() if named else None
+    first = scratch.render(cfg) + "\n" if isinstance(model, base.Scratch) else ""
+    return first + training.render(cfg, model, phases, out.absolute(), places, earlier)
 
 
 def tune_hosted(
@@ -136,7 +161,7 @@ def tune_hosted(
     if report.steps:
         training.write_curve({"tune": report}, out / "curve.csv")
         metrics["train_loss"] = report.final("loss")
-        if any("eval_loss" in row for row in report.steps.values()):
+        if report.has("eval_loss"):
             metrics["validation_loss"] = report.final("eval_loss")
     return metrics
 
@@ -155,49 +180,42 @@ def read_pairs(cfg: Config, preferences: Path | None) -> list[Preference]:
 
 
 def judge(
-    cfg: Config,
     model: base.Config,
     examples: Sequence[Example],
     unseen: Sequence[Example],
     pairs: Sequence[Preference],
     reports: Mapping[Name, Report],
-    rejects: list[Reject],
+    rejects: Sequence[Reject],
     out: Path,
 ) -> dict[str, float]:
-    """Write out/rejects.jsonl, see that every row was trained on or rejected; the metrics."""
+    """Write out/rejects.jsonl, with what is too long; the metrics."""
     metrics: dict[str, float] = {"num_parameters": max(r.num_parameters for r in reports.values())}
-    long: list[Reject] = []
+    found = list(rejects)
     if told := reports.get("tune"):
         long = too_long((example.id for example in examples), told, model)
-        rejects += long + too_long((example.id for example in unseen), told, model)
+        found += long + too_long((example.id for example in unseen), told, model)
         metrics |= {
             "train_loss": told.final("loss"),
             "num_steps": told.total,
             "num_examples": told.num_examples,
             "num_truncated": len(long),
         }
-        if unseen:
+        if told.has("eval_loss"):  # Axolotl validates nothing where all is too long
             metrics["validation_loss"] = told.final("eval_loss")
     if told := reports.get("cpt"):
         metrics |= {"cpt_loss": told.final("loss"), "cpt_num_steps": told.total}
     if told := reports.get("dpo"):
-        long_pairs = too_long((pair.example_id for pair in pairs), told, model)
-        lost = [reject for reject in rejects if reject.reason == data.NO_EXAMPLE]
-        rejects += long_pairs
+        long = too_long((pair.example_id for pair in pairs), told, model)
+        found += long
         metrics |= {
             "dpo_loss": told.final("loss"),
             "dpo_accuracy": told.final("rewards/accuracies"),
             "dpo_margin": told.final("rewards/margins"),
             "dpo_num_steps": told.total,
             "num_pairs": told.num_examples,
-            "num_pairs_truncated": len(long_pairs),
+            "num_pairs_truncated": len(long),
         }
-    store.write(out / "rejects.jsonl", rejects)
-    if told := reports.get("tune"):
-        checks.counts(cfg, model, "examples", len(examples), len(long), told.num_examples)
-    if told := reports.get("dpo"):
-        left_out = len(long_pairs) + len(lost)
-        checks.counts(cfg, model, "preference pairs", len(pairs), left_out, told.num_examples)
+    store.write(out / "rejects.jsonl", found)
     return metrics
 
 

@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from stages.core import store
 from stages.core.errors import PipelineError
-from stages.finetune.launching import ENVIRONMENT, Bundle, Job
+from stages.finetune import checkpoints
+from stages.finetune.launching import ENVIRONMENT, Bundle
 from stages.finetune.launching import job as jobs
+from stages.finetune.starts import Start, arguments
 
 SUMS = "SHA256SUMS"
 TRAINED = "trained"
@@ -20,18 +23,6 @@ SAYS = "bundle"
 """File in trained/ with the digest of the bundle that it was trained from."""
 KEPT = "imported"
 """File in a training's folder that says the same, once it was taken back."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """One start of Axolotl in a bundle."""
-
-    name: str
-    """Of its folder in trained/; `merge` merges the adapter, and has none."""
-    module: str
-    file: str
-    places: Mapping[str, str]
-    """Keys of the YAML whose values are folders of the bundle."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +38,19 @@ class Packed:
     offline: bool
 
 
-def require(cfg: Bundle, packed: Packed, work: Path) -> None:
-    """See that the trained model was taken back; else pack the bundle, and say what to do.
+def ask(cfg: Bundle, packed: Packed, work: Path) -> NoReturn:
+    """Pack the bundle, and say what to do with it.
 
     PipelineError is how a stage ends without its outs: it goes on in the next run.
     """
     folder = pack(cfg, packed)
     digest = store.digest(folder / SUMS)
-    noted = store.cache("bundles", f"{digest}.json")
-    store.write_json(noted, {"training": work.name})
-    if (work / KEPT).exists() and (work / KEPT).read_text() == digest:
-        return
+    store.write_json(store.cache("bundles", f"{digest}.json"), {"training": work.name})
+    shown = os.path.relpath(folder, store.root())
     raise PipelineError(
-        f"finetune.launcher: bundle: the training is packed in {os.path.relpath(folder)}: run "
-        f"`sh train.sh` in it where the GPUs are, bring the folder back, then `python -m stages "
-        f"bundle import {os.path.relpath(folder)}`, and run again, which goes on from there"
+        f"finetune.launcher: bundle: the training is packed in {shown}: run `sh train.sh` in it "
+        "where the GPUs are, bring the folder back, then "
+        f"`python -m stages bundle import {shown}`, and run again, which goes on from there"
     )
 
 
@@ -70,7 +59,7 @@ def require(cfg: Bundle, packed: Packed, work: Path) -> None:
 
 def pack(cfg: Bundle, packed: Packed) -> Path:
     """Write the bundle, unless it is there; its folder. Equal trainings give equal bundles."""
-    target = Path(cfg.folder)
+    target = store.root() / Path(cfg.folder).expanduser()
     target.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".", dir=target))
     try:
@@ -147,10 +136,7 @@ def script(cfg: Bundle, packed: Packed) -> str:
         'export PYTHONPATH="$PWD/environment${PYTHONPATH:+:$PYTHONPATH}"',
         'export HF_DATASETS_CACHE="$PWD/trained/datasets"',
     ]
-    ours = jobs.variables(_job(packed, "tune", "", ())) | {"OMP_WAIT_POLICY": "passive"}
-    elsewhere = ("PYTHONPATH", "HF_DATASETS_CACHE", "DOCENT_REPORT", "OMP_NUM_THREADS")
-    shared = {k: v for k, v in ours.items() if k not in elsewhere and k not in jobs.ALONE}
-    lines += jobs.exports(shared).splitlines()
+    lines += jobs.exports(jobs.everywhere(packed.offline)).splitlines()
     alone = " ".join(f"{name}={value}" for name, value in sorted(jobs.ALONE.items()))
     lines += [
         "start() {",
@@ -169,10 +155,10 @@ def script(cfg: Bundle, packed: Packed) -> str:
         "}",
     ]
     for one in packed.starts:
-        words = jobs.shell(["-m", one.module, one.file, *_places(one)])
-        done = f"{TRAINED}/merged" if one.name == "merge" else f"{TRAINED}/{one.name}/ended"
+        words = jobs.shell(["-m", one.module, one.file, *arguments(one)])
+        done = f"{TRAINED}/merged" if one.is_merge else f"{TRAINED}/{one.name}/ended"
         lines.append(f"if [ ! -e {done} ]; then")
-        if one.name == "merge":
+        if one.is_merge:
             lines += [f"  NUM_PROCESSES=1 start {words}"]
         else:
             lines += [
@@ -181,7 +167,7 @@ def script(cfg: Bundle, packed: Packed) -> str:
                 f"  start {words}",
                 "  unset DOCENT_REPORT",
             ]
-        lines += [f"  touch {done}", "fi"]
+        lines += ["  sync", f"  touch {done}", "fi"]
     lines += [
         f"rm -rf {TRAINED}/datasets {TRAINED}/*/prepared {TRAINED}/*/torn",
         f"rm -rf {TRAINED}/*/model/checkpoint-*",
@@ -192,24 +178,6 @@ def script(cfg: Bundle, packed: Packed) -> str:
         'echo "Trained. Bring this folder back: python -m stages bundle import FOLDER"',
     ]
     return "\n".join(lines) + "\n"
-
-
-def _places(one: Start) -> list[str]:
-    return [f"--{key}={path}" for key, path in sorted(one.places.items())]
-
-
-def _job(packed: Packed, name: str, module: str, arguments: tuple[str, ...]) -> Job:
-    return Job(
-        module=module,
-        arguments=arguments,
-        folder=Path(),
-        work=Path(TRAINED, name),
-        name=name,
-        log=Path(),
-        python="",
-        num_processes=2,
-        offline=packed.offline,
-    )
 
 
 # --- taking back ---------------------------------------------------------------------------------
@@ -239,6 +207,7 @@ def take_back(path: Path) -> str:
         beside = work.with_name(f".{work.name}.{os.getpid()}")
         try:
             shutil.copytree(trained, beside)
+            checkpoints.sync(beside)
             store.write_text(beside / KEPT, digest)
             shutil.rmtree(work, ignore_errors=True)
             beside.rename(work)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -33,16 +34,24 @@ def numbered(trained: Path) -> dict[int, Path]:
 def set_aside(trained: Path, aside: Path) -> dict[str, str]:
     """Move away the checkpoints that cannot be gone on from; their names, and what is wrong.
 
-    Axolotl takes the one of the highest step, and would not look whether it is whole.
+    Axolotl takes the one of the highest step, and would not look whether it is whole. Only the last
+    is kept aside: the disk may be full of them.
     """
     faults = {}
     for path in numbered(trained).values():
         if said := fault(path):
             faults[path.name] = said
-            shutil.rmtree(aside / path.name, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True, exist_ok=True)
             path.rename(aside / path.name)
     return faults
+
+
+def sync(folder: Path) -> None:
+    """See a folder's files onto the disk, before a mark or a name says that they are there."""
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def fault(folder: Path) -> str | None:

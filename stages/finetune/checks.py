@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from stages.core import model as base
-from stages.core import store
+from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.finetune.hardware import Machine
 from stages.finetune.settings import Config, Qlora
@@ -17,6 +17,16 @@ def machine(cfg: Config, found: Machine) -> None:
         raise PipelineError(
             f"finetune.kind: 'qlora': it needs CUDA and bitsandbytes, and {cfg.python} finds no "
             f"{lack} here: take finetune=lora, or set finetune.device=cuda if it trains elsewhere"
+        )
+    if found.num_gpus and cfg.num_processes > found.num_gpus:
+        raise PipelineError(
+            f"finetune.num_processes: {cfg.num_processes}: each needs a GPU of its own, and there "
+            f"are {found.num_gpus}: set it to that at most"
+        )
+    if idle := max(0, found.num_gpus - cfg.num_processes):
+        progress.note(
+            f"{idle} of {found.num_gpus} GPUs are idle: finetune.num_processes={found.num_gpus} "
+            "uses all"
         )
 
 

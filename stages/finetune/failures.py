@@ -1,6 +1,9 @@
 """From a trainer's log to one line: why it failed, and which key of ours helps."""
 
 import re
+from collections.abc import Collection
+
+from stages.finetune.passthrough import OWNED
 
 TRACEBACK = re.compile(
     r"^Traceback \(most recent call last\):$.*?^(?P<said>[^\s].*?)"
@@ -14,22 +17,28 @@ OUT_OF_MEMORY = re.compile(
 )
 DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|os error 28\b")
 INVALID = re.compile(
-    r"\d+ validation errors? for \w+ (?P<key>\w+)(?P<inside>(\.\w+)*) (?P<said>.+)"
+    r"\d+ validation errors? for \w+ "
+    r"(?:(?P<key>(?!Value error,|Assertion failed,)\w+)(?:\.\w+)* )?"
+    r"(?:Value error, |Assertion failed, )?(?P<said>.+?)(?: \[type=.*)?$"
 )
+"""As pydantic says it; an error of several keys together is told without one."""
 KILLED = re.compile(r"exitcode *: *-9\b|Signal 9 \(SIGKILL\)|died with <Signals.SIGKILL")
 MEMORY = (
-    "lower finetune.micro_batch_size (and raise finetune.gradient_accumulation_steps as much) or "
-    "model.context_tokens, train an adapter (finetune=lora, finetune=qlora), or share the memory "
-    "out (finetune.deepspeed)"
+    "lower finetune.micro_batch_size (finetune.cpt_micro_batch_size while documents are read; and "
+    "raise finetune.gradient_accumulation_steps as much) or model.context_tokens, train an adapter "
+    "(finetune=lora, finetune=qlora), or share the memory out (finetune.deepspeed)"
 )
 DISK = (
-    "free some room, keep fewer checkpoints by a larger finetune.save_steps, or none by "
-    "finetune.save_steps=null; running again goes on from the newest whole checkpoint"
+    "free some room; .cache/training keeps the checkpoints of every training that has not ended; "
+    "running again goes on from the newest whole one"
 )
 
 
-def explain(error: str, code: int, log: str) -> str:
-    """Why a training ended: by what the plugin told, the exit code and the log."""
+def explain(error: str, code: int, log: str, known: Collection[str] = ()) -> str:
+    """Why a training ended: by what the plugin told, the exit code and the log.
+
+    `known` are the keys of its YAML.
+    """
     said = error or decisive(log)
     if DISK_FULL.search(error or log):
         return f"no room is left on the disk: {DISK}"
@@ -41,9 +50,16 @@ def explain(error: str, code: int, log: str) -> str:
             f"running again goes on from the newest checkpoint; if it was memory, {MEMORY}"
         )
     if not error and (wrong := INVALID.search(said)):
-        key = f"finetune.axolotl.{wrong['key']}"
-        return f"{key}: {_brief(wrong['said'])} (look at {key} in conf/finetune)"
+        found = [wrong["key"]] if wrong["key"] else re.findall(r"\w+", wrong["said"])
+        keys = [key for key in found if wrong["key"] or key in known or key in OWNED]
+        named = " and ".join(dict.fromkeys(map(ours, keys))) or "finetune.axolotl"
+        return f"{named}: {_brief(wrong['said'])} (look at conf/finetune)"
     return said
+
+
+def ours(key: str) -> str:
+    """Where a key of Axolotl's YAML is set."""
+    return OWNED.get(key, f"finetune.axolotl.{key}")
 
 
 def _brief(said: str) -> str:

@@ -36,15 +36,21 @@ class Machine(BaseModel):
     liger_kernel: bool
     bitsandbytes: bool
 
+    def is_since(self, major: int) -> bool:
+        """Whether every GPU is known to be of this compute capability or a later one."""
+        return self.capability is not None and self.capability >= (major, 0)
+
     def __str__(self) -> str:
         """One line, without the choices that follow from it."""
         if not self.cuda:
             return f"{self.cores} CPU cores, {'with' if self.bf16 else 'without'} bfloat16"
-        if not self.num_gpus:
-            return "a GPU of which nothing is known here"
-        major, minor = self.capability or (0, 0)
-        memory = f"{self.memory_bytes / 2**30:.0f} GiB"
-        return f"{self.num_gpus} GPUs of {memory}, compute capability {major}.{minor}"
+        parts = [f"{self.num_gpus or 'some'} GPUs"]
+        if self.memory_bytes:
+            parts.append(f"of {self.memory_bytes / 2**30:.0f} GiB")
+        if not self.capability:
+            return " ".join([*parts, "that cannot be asked here"])
+        major, minor = self.capability
+        return " ".join([*parts, f"with compute capability {major}.{minor}"])
 
 
 CPU = Machine(
@@ -58,19 +64,47 @@ CPU = Machine(
     liger_kernel=False,
     bitsandbytes=False,
 )
-GPU = CPU.model_copy(update={"cuda": True, "bf16": True, "bitsandbytes": True})
-"""One that is not here: what every GPU since Ampere (2020) can do."""
+GPU = CPU.model_copy(
+    update={"cuda": True, "bf16": True, "bitsandbytes": True, "liger_kernel": True, "cores": 8}
+)
+"""One that cannot be asked: what every GPU since Ampere (2020) can do, with what Axolotl brings."""
 
 
-def machine(cfg: Config) -> Machine:
-    """The machine that the settings name, or this one as its model environment sees it."""
+def machine(cfg: Config, *, asks_image: bool = True) -> Machine:
+    """The machine that the settings name, or the one that trains, as its environment sees it."""
     if cfg.device == "cpu":
         return CPU
-    elsewhere = elsewhere_has_gpus(cfg)
-    if elsewhere is None:
-        found = probe(cfg.python)
-        return GPU if cfg.device == "cuda" and not found.cuda else found
-    return GPU if cfg.device == "cuda" or elsewhere else CPU
+    match cfg.launcher:
+        case launching.Local():
+            found = probe(cfg.python)
+            return GPU if cfg.device == "cuda" and not found.cuda else found
+        case launching.Docker() if cfg.device == "auto" and asks_image:
+            said = launching.docker.ask(cfg.launcher, PROBE)
+            return GPU if said is None else heard(said, "finetune.launcher.image", "it")
+        case launching.Slurm() if cfg.device == "auto" and not cfg.launcher.gpus_per_node:
+            return CPU
+        case launching.Slurm():
+            asked = cfg.launcher
+            more = {"num_gpus": asked.gpus_per_node or 0, "cores": asked.cpus_per_node or GPU.cores}
+            return stated(asked.gpu).model_copy(update=more)
+        case launching.Bundle():
+            return stated(cfg.launcher.gpu)
+        case _:
+            return GPU
+
+
+def stated(gpu: launching.Gpu) -> Machine:
+    """GPUs by what the settings say of them."""
+    tenths = None if gpu.capability is None else round(10 * gpu.capability)
+    return GPU.model_copy(
+        update={
+            "capability": None if tenths is None else divmod(tenths, 10),
+            "bf16": tenths is None or tenths >= 80,
+            "memory_bytes": round((gpu.memory_gib or 0) * 2**30),
+            "flash_attn": gpu.flash_attn,
+            "liger_kernel": gpu.liger_kernel,
+        }
+    )
 
 
 def here(cfg: Config) -> Machine:
@@ -78,29 +112,23 @@ def here(cfg: Config) -> Machine:
     return CPU if cfg.device == "cpu" else probe(cfg.python)
 
 
-def elsewhere_has_gpus(cfg: Config) -> bool | None:
-    """Whether the launcher trains on GPUs; None where it trains in this model environment."""
-    match cfg.launcher:
-        case launching.Local():
-            return None
-        case launching.Slurm():
-            return cfg.launcher.gpus_per_node is not None
-        case _:
-            return True
-
-
 @functools.cache
 def probe(python: str) -> Machine:
     """Ask the model environment, once in a process."""
     command = [*store.interpreter(python, "finetune.python"), str(PROBE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return heard(done.stdout.strip() or done.stderr, "finetune.python", repr(python))
+
+
+def heard(said: str, key: str, who: str) -> Machine:
+    """What the probe has printed, in its last line."""
+    last = (said.strip() or "nothing").splitlines()[-1]
     try:
-        return Machine.model_validate(json.loads(done.stdout.strip().rpartition("\n")[2]))
+        return Machine.model_validate(json.loads(last))
     except ValueError:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         raise PipelineError(
-            f"finetune.python: {python!r} cannot say what this machine is: {said[:300]}; "
-            "set finetune.device to cpu or cuda, which asks nothing"
+            f"{key}: {who} cannot say what this machine is: {last[:300]}; set finetune.device to "
+            "cpu or cuda, which asks nothing"
         ) from None
 
 
@@ -123,13 +151,14 @@ def keys(cfg: Config, model: base.Config, found: Machine, *, packs: bool = True)
             "gradient_checkpointing": False,
             "dataset_num_proc": 1,
         }
-    hopper = found.capability is not None and found.capability >= (9, 0)
-    packed = packs and (found.flash_attn or hopper)
+    flash = found.flash_attn and found.is_since(8)  # FlashAttention 2 refuses a GPU before Ampere
+    packed = packs and (flash or found.is_since(9))
     chosen: dict[str, Any] = {
         "bf16": found.bf16,
-        "fp16": not found.bf16,
+        # Of an adapter alone: weights in float16 are no floor for their own gradients.
+        "fp16": not found.bf16 and cfg.adapter is not None,
         "tf32": found.bf16,  # both came with Ampere
-        "attn_implementation": "flash_attention_2" if found.flash_attn else "sdpa",
+        "attn_implementation": "flash_attention_2" if flash else "sdpa",
         "sample_packing": packed,
         "eval_sample_packing": False,  # few examples fill no pack
         "pad_to_sequence_len": packed,

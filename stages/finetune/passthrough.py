@@ -45,16 +45,26 @@ OWNED = {
         ("datasets", "test_datasets", "val_set_size", "eval_strategy"),
         "the examples of the synthesize stage",
     ),
-    **dict.fromkeys(("output_dir", "dataset_prepared_path"), "Docent's own files"),
+    **dict.fromkeys(
+        # To resume by hand would go round the lineage, and round what was removed.
+        ("output_dir", "dataset_prepared_path", "resume_from_checkpoint"),
+        "Docent's own files",
+    ),
 }
 """Axolotl's keys that are ours to render, and from which of our keys."""
 
 
 def refuse_owned(cfg: Config) -> None:
+    """An error for a key that is ours, or for plugins that cannot stand beside ours."""
     for key in sorted(set(cfg.axolotl) & set(OWNED)):
         raise PipelineError(
             f"finetune.axolotl.{key}: {cfg.axolotl[key]!r}: this key is rendered from "
             f"{OWNED[key]}: set it there, and remove it here"
+        )
+    plugins = cfg.axolotl.get("plugins", [])
+    if not (isinstance(plugins, list) and all(isinstance(name, str) for name in plugins)):
+        raise PipelineError(
+            f"finetune.axolotl.plugins: {plugins!r}: expected a list of names, such as [my.Plugin]"
         )
 
 

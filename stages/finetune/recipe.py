@@ -8,12 +8,28 @@ import yaml
 from stages.core import model as base
 from stages.finetune import hardware
 from stages.finetune.hardware import Machine
-from stages.finetune.passthrough import ADAPTERS, refuse_owned, untouched
-from stages.finetune.settings import Config, CptThenSft, Dpo, Full, Zero
+from stages.finetune.passthrough import refuse_owned, untouched
+from stages.finetune.settings import (
+    Config,
+    CptThenSft,
+    Dpo,
+    Full,
+    NoDeepspeed,
+    Training,
+    Zero,
+)
 
 PLUGIN = "docent_axolotl.Plugin"
-PRETRAINING_BATCH_SIZE = 2
-"""Sequences a step; the documents are few, and small steps learn most from each pass."""
+PRETRAINING: dict[str, Any] = {
+    "micro_batch_size": 2,  # the documents are few, and small steps learn most from each pass
+    "gradient_accumulation_steps": 1,
+    "warmup_ratio": 0.05,
+    "lr_scheduler": "cosine",
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "optimizer": "muon",
+}
+"""How a base from scratch steps, whatever the tuning does: its points are compared over one."""
 
 Name = Literal["cpt", "tune", "dpo"]
 
@@ -91,6 +107,7 @@ def tuning(cfg: Config, model: base.Config, found: Machine, has_validation: bool
 
 def continued(cfg: CptThenSft, model: base.Config, found: Machine) -> dict[str, Any]:
     """Plain language modelling of the train documents and of paraphrases."""
+    cfg = cfg.model_copy(update={"micro_batch_size": cfg.cpt_micro_batch_size})
     recipe = {
         **steps(cfg),
         **conversations(model),
@@ -122,26 +139,26 @@ def preferring(cfg: Dpo, model: base.Config, found: Machine) -> dict[str, Any]:
 def pretraining(cfg: Config, model: base.Scratch, found: Machine) -> dict[str, Any]:
     """Random weights, then plain language modelling of the train documents: the base.
 
-    One process makes it, of whatever recipe the tuning is.
+    One process makes it, of whatever recipe the tuning is. Of what the user passes to Axolotl only
+    what suits the machine counts here: the rest is the tuning's.
     """
     recipe = {
         "base_model": "./random",
         "reinit_weights": True,
         "sequence_len": model.context_tokens,
         **reading(model.pretrain_epochs, model.pretrain_learning_rate),
-        "gradient_accumulation_steps": 1,
-        "warmup_ratio": 0.05,
+        **PRETRAINING,
         "output_dir": "./base",
         "seed": cfg.seed,
         "val_set_size": 0.0,
         "save_strategy": "no",
-        "optimizer": "muon",
     }
-    alone = cfg.model_copy(update={"deepspeed": None})
-    shaped = hardware.keys(alone, model, found) | {
-        key: value for key, value in cfg.axolotl.items() if not key.startswith((*ADAPTERS, "optim"))
-    }
-    return plugged(shaped | recipe, shaped)
+    shared = {name: getattr(cfg, name) for name in Training.model_fields}
+    batch = PRETRAINING["micro_batch_size"]
+    shared |= {"num_processes": 1, "micro_batch_size": batch, "deepspeed": NoDeepspeed(kind="none")}
+    shaped = hardware.keys(Full(kind="full", **shared), model, found)
+    passed = {key: cfg.axolotl[key] for key in shaped.keys() & cfg.axolotl.keys() - {"plugins"}}
+    return plugged(shaped | passed | recipe, shaped)
 
 
 def reading(num_epochs: float, learning_rate: float) -> dict[str, Any]:
@@ -150,7 +167,6 @@ def reading(num_epochs: float, learning_rate: float) -> dict[str, Any]:
         "datasets": [{"path": "./documents.jsonl", "ds_type": "json", "type": "completion"}],
         "num_epochs": num_epochs,
         "learning_rate": learning_rate,
-        "micro_batch_size": PRETRAINING_BATCH_SIZE,
     }
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -12,9 +13,11 @@ from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.core.model import Scratch
 from stages.core.records import identify
-from stages.finetune import data, recipe, trainer
+from stages.finetune import checkpoints, data, launching, recipe, starts, trainer
 from stages.finetune.hardware import Machine
+from stages.finetune.launching import Job
 from stages.finetune.settings import Config
+from stages.finetune.starts import Start
 
 END, PAD = "<|end|>", "<|pad|>"
 TURNS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -45,7 +48,7 @@ def base(
             shutil.rmtree(made, ignore_errors=True)
             try:
                 pretrain(cfg, model, texts, rendered, made)
-                sync(made)
+                checkpoints.sync(made)
                 made.rename(kept)
             finally:
                 shutil.rmtree(made, ignore_errors=True)
@@ -60,31 +63,37 @@ def pretrain(cfg: Config, model: Scratch, texts: Sequence[str], rendered: str, m
     data.write_texts(texts, work / "documents.jsonl", model.context_tokens)
     store.write_text(work / "axolotl.yaml", rendered)
     progress.note(f"pretraining a base on {len(texts)} documents; Axolotl starts in half a minute")
-    report = trainer.axolotl(
-        cfg.python,
-        work / "axolotl.yaml",
-        work,
-        "base",
-        {"output_dir": work / "base", "dataset_prepared_path": work / "prepared"},
-        launcher=cfg.launcher,
-        prefix="base_",
-    )
+    report = trainer.axolotl(job(cfg, work), here(cfg), START.prefix)
     trainer.collect(work / "base", made / "model")
     store.write_json(made / "loss.json", report.final("loss"))
     shutil.rmtree(work)
+
+
+def render(cfg: Config) -> str:
+    """The command that `pretrain` would run, for a shell; KEY stands for the base's key."""
+    task = job(cfg, store.cache("models", "base", "KEY", "work"))
+    return f"# {START.title}\n{launching.render(here(cfg), task)}"
+
+
+def job(cfg: Config, work: Path) -> Job:
+    """One process makes it, of whatever recipe the tuning is."""
+    places = {"output_dir": work / "base", "dataset_prepared_path": work / "prepared"}
+    start = replace(START, places=places)
+    return starts.job(start, work, work, trainer.log(start.name), cfg.python, offline=True)
+
+
+START = Start("base", "pretraining a base", "axolotl.yaml", {}, prefix="base_")
+
+
+def here(cfg: Config) -> launching.Config:
+    """Where the base is made: here, also where the tuning is packed for elsewhere."""
+    return launching.HERE if isinstance(cfg.launcher, launching.Bundle) else cfg.launcher
 
 
 def requirements() -> Iterator[Path]:
     """What else shapes the weights: the plugin, and the versions of the model environment."""
     yield from trainer.ENVIRONMENT.glob("*.py")
     yield from store.root().glob("requirements/model.txt")
-
-
-def sync(folder: Path) -> None:
-    """See a folder's files onto the disk before it gets its name."""
-    for path in (p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def untrained(model: Scratch, texts: Sequence[str], folder: Path) -> None:

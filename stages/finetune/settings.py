@@ -50,7 +50,7 @@ class Training(config.Base):
     micro_batch_size: Count
     """Examples that one process trains on at once."""
     gradient_accumulation_steps: Count
-    """Micro-batches whose gradients are summed for one step of the optimizer."""
+    """Micro-batches whose gradients are summed for one step of the optimizer, in every part."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
     """Share of the steps in which the learning rate rises from zero to its peak."""
     save_steps: Count | Annotated[float, Field(gt=0, lt=1)] | None
@@ -61,7 +61,8 @@ class Training(config.Base):
     seed: int
     """Seed of the random weights, of adapters and of the order of the examples."""
     axolotl: dict[str, Any]
-    """Any other keys of Axolotl's own YAML, passed through untouched."""
+    """Any other keys of Axolotl's own YAML, passed through untouched; a base from scratch takes
+    only those that suit the machine, such as bf16."""
 
     @property
     def adapter(self) -> Literal["lora", "qlora"] | None:
@@ -140,6 +141,8 @@ class CptThenSft(Adapted):
     """Passes over the train documents and paraphrases."""
     cpt_learning_rate: Positive
     """Peak learning rate of the continued pretraining."""
+    cpt_micro_batch_size: Count
+    """Pieces of the documents, each of the context's length, that one process reads at once."""
 
 
 Config = Annotated[Full | Lora | Qlora | Dpo | CptThenSft, Field(discriminator="kind")]

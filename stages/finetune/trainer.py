@@ -1,18 +1,21 @@
 """From a rendered YAML to a trained folder: launch Axolotl, hear its report, name its failure."""
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.finetune import checkpoints, failures, launching
 from stages.finetune.launching import ENVIRONMENT, HERE, Job
 
-__all__ = ["ENVIRONMENT", "Report", "axolotl", "collect"]
+__all__ = ["ENVIRONMENT", "Report", "axolotl", "collect", "log", "replay"]
 
 
 @dataclass
@@ -45,32 +48,31 @@ class Report:
     def final(self, name: str) -> float:
         """The mean of a figure over the last tenth of the steps; of its last value if none."""
         told = [(step, row[name]) for step, row in sorted(self.steps.items()) if name in row]
+        if not told:
+            raise PipelineError(
+                f"the training has told no {name!r} in {self.total} steps: remove "
+                "finetune.axolotl.logging_steps and logging_strategy, or let it log more often"
+            )
         last = [value for step, value in told if step > 0.9 * self.total] or [told[-1][1]]
         return sum(last) / len(last)
 
+    def has(self, name: str) -> bool:
+        return any(name in row for row in self.steps.values())
+
 
 def axolotl(
-    python: str,
-    recipe: Path,
-    work: Path,
-    name: str,
-    places: Mapping[str, Path],
-    *,
-    module: str = "axolotl.cli.train",
+    job: Job,
     launcher: launching.Config = HERE,
-    num_processes: int = 1,
-    is_distributed: bool = False,
-    offline: bool = True,
     prefix: str = "",
+    heard: Callable[[Report], None] | None = None,
 ) -> Report:
     """Run Axolotl on a YAML, in the YAML's folder, and show its steps; what it told.
 
-    `places` replace keys of the YAML whose values are folders of this machine. `work` survives a
-    failure, with the report in it; the log is .cache/logs/finetune-<name>.log.
+    The job's `work` survives a failure, with the report in it. `heard` is called when the examples
+    are counted, before the first step; what it raises ends the training.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    task = job(python, recipe, work, name, places, module, num_processes, is_distributed, offline)
-    rows, report = Rows(task.report), Report()
+    job.work.mkdir(parents=True, exist_ok=True)
+    rows, report = Rows(job.report), Report()
     rows.mend()
     for row in rows.new():  # of attempts before this one
         report.hear(row)
@@ -79,44 +81,36 @@ def axolotl(
     def tick() -> None:
         for row in rows.new():
             report.hear(row)
-            if "step" in row and "loss" in row:
+            if heard and "num_examples" in row:
+                heard(report)
+            if "step" in row:
                 figures = {prefix + key: row[key] for key in FIGURES if key in row}
                 progress.step(row["step"], row["total"], "steps", **figures)
 
-    code = launching.run(launcher, task, tick)
+    code = launching.run(launcher, job, tick)
     if code != 0:
-        log = task.log.read_text(errors="replace") if task.log.exists() else ""
-        said = failures.explain(report.error, code, log)
-        place = task.log.relative_to(Path.cwd())
-        raise PipelineError(f"Axolotl failed: {said} (log: {place})")
+        said = job.log.read_text(errors="replace") if job.log.exists() else ""
+        known = yaml.safe_load((job.folder / job.arguments[0]).read_text())
+        reason = failures.explain(report.error, code, said, known)
+        raise PipelineError(f"Axolotl failed: {reason} (log: {kept(job)})")
     return report
 
 
-def job(
-    python: str,
-    recipe: Path,
-    work: Path,
-    name: str,
-    places: Mapping[str, Path],
-    module: str,
-    num_processes: int,
-    is_distributed: bool,
-    offline: bool,
-) -> Job:
-    """One command of Axolotl's, for a launcher."""
-    return Job(
-        module=module,
-        arguments=(recipe.name, *(f"--{key}={path}" for key, path in sorted(places.items()))),
-        folder=recipe.parent,
-        work=work,
-        name=name,
-        log=store.workspace("logs", f"finetune-{name}.log"),
-        python=python,
-        num_processes=num_processes,
-        reads=tuple(path for path in places.values() if path.is_absolute() and path.is_dir()),
-        offline=offline,
-        is_distributed=is_distributed,
-    )
+def log(name: str) -> Path:
+    """What a start prints; two points of a sweep have each their own."""
+    return store.workspace("logs", f"finetune-{name}.log")
+
+
+def kept(job: Job) -> str:
+    """The log of a start that failed, where the user finds it.
+
+    DVC removes the workspace of a point of a sweep; its log is copied out of there.
+    """
+    place = job.log
+    if place.exists() and not place.is_relative_to(store.root() / ".cache"):
+        place = store.cache("logs", f"finetune-{job.name}-{job.key[:8]}.log")
+        shutil.copyfile(job.log, place)
+    return os.path.relpath(place, store.root())
 
 
 FIGURES = (

@@ -1,8 +1,8 @@
-"""The phases of a recipe, one after another: train, merge the adapter, collect what they made."""
+"""The starts of a recipe, one after another: train, merge the adapter, collect what they made."""
 
+import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import filelock
@@ -10,10 +10,12 @@ import filelock
 from stages.core import model as base
 from stages.core import progress, store
 from stages.core.records import identify
-from stages.finetune import bundle, launching, lineage, trainer
+from stages.finetune import bundle, checkpoints, launching, lineage, recipe, starts, trainer
+from stages.finetune.launching import Job
 from stages.finetune.lineage import Earlier, Lineage
 from stages.finetune.recipe import Name, Phase
 from stages.finetune.settings import Config
+from stages.finetune.starts import Start
 from stages.finetune.trainer import Report
 
 INPUTS = (
@@ -25,7 +27,11 @@ INPUTS = (
 )
 """What of a stage's folder shapes a training, beside its YAMLs."""
 
+Heard = Callable[[Name, Report], None]
+"""Called when a phase has counted its examples, before its first step."""
 
+
+@contextlib.contextmanager
 def train(
     cfg: Config,
     model: base.Config,
@@ -34,39 +40,122 @@ def train(
     places: Mapping[str, Path],
     history: Lineage,
     earlier: Earlier | None,
-) -> dict[Name, Report]:
+    heard: Heard,
+) -> Iterator[dict[Name, Report]]:
     """Train by the phases' YAMLs into out/model and out/adapter; what each phase has told.
 
     A checkpoint of this very training is resumed, and a phase that had ended is not run again.
+    What was trained is kept until the block ends well.
     """
-    started = [earlier.folder] if earlier else []
-    key = training_key(cfg, phases, out, [*places.values(), *started])
+    started = earlier.folder if earlier else None
+    key = training_key(cfg, phases, out, [*places.values(), *([started] if started else [])])
     work = store.cache("training", key)
-    reports: dict[Name, Report] = {}
     # Points of a sweep share .cache/; two of them may ask for the same training.
     with filelock.FileLock(work.with_name(f"{key}.lock")):
-        if isinstance(cfg.launcher, launching.Bundle):
-            bundle.require(cfg.launcher, pack(cfg, model, phases, out, places, started), work)
-        elif not cfg.save_steps:
-            shutil.rmtree(work, ignore_errors=True)  # of a training that was killed
-        for phase in phases:
-            folders = goes_on(cfg, phase, work, places, started)
-            reports[phase.name] = tune(cfg, model, phase, out, work, folders)
+        note_left_behind(work)
+        if isinstance(cfg.launcher, launching.Bundle) and not (work / bundle.KEPT).exists():
+            bundle.ask(cfg.launcher, pack(cfg, model, phases, out, places, started), work)
+        reports: dict[Name, Report] = {}
+        todo = starts.starts(cfg, phases, work, places, started)
+        for phase, start in zip(phases, todo, strict=False):
+            reports[phase.name] = tune(cfg, model, phase, start, out, work, heard)
         last = work / phases[-1].name / "model"
         if cfg.adapter:
             name = str(phases[-1].recipe["base_model"])
             lineage.collect(last, out / "adapter", name, history)
-            if not (work / "merged").exists():
-                progress.note("merging the adapter into the weights")
-                merge = dict(places) | {"output_dir": last, "lora_model_dir": last}
-                launch(cfg, model, out / phases[-1].file, work)(
-                    "merge", merge, module="axolotl.cli.merge_lora"
-                )
+            if not (work / "merged").exists():  # in a bundle
+                progress.note(todo[-1].title)
+                shutil.rmtree(last / "merged", ignore_errors=True)
+                trainer.axolotl(job(cfg, model, todo[-1], out, work), cfg.launcher)
             last = last / "merged"
         trainer.collect(last, out / "model")
+        yield reports
         if not isinstance(cfg.launcher, launching.Bundle):  # what was brought back is kept
             shutil.rmtree(work)
-    return reports
+
+
+def tune(
+    cfg: Config,
+    model: base.Config,
+    phase: Phase,
+    start: Start,
+    out: Path,
+    work: Path,
+    heard: Heard,
+) -> Report:
+    """Run one phase, unless it had ended."""
+    folder = work / phase.name
+    done = folder / "ended"
+    brought = isinstance(cfg.launcher, launching.Bundle)
+    if done.exists() and not brought and (fault := weights_fault(folder / "model")):
+        # A power cut can lose what was written before the mark, and leave that.
+        progress.note(f"{phase.title} had ended, but {fault}")
+        done.unlink()
+    if done.exists():
+        progress.note(f"{phase.title} had ended")
+        report = trainer.replay(folder / f"{phase.name}.jsonl")
+        heard(phase.name, report)
+        return report
+    if not cfg.save_steps:
+        shutil.rmtree(folder, ignore_errors=True)  # of a training that was killed
+    trainer.ready(folder)
+    progress.note(f"{phase.title}; Axolotl starts in half a minute")
+    report = trainer.axolotl(
+        job(cfg, model, start, out, work),
+        cfg.launcher,
+        phase.prefix,
+        lambda told: heard(phase.name, told),
+    )
+    heard(phase.name, report)
+    checkpoints.sync(folder / "model")
+    store.write_text(done, "")
+    return report
+
+
+def weights_fault(folder: Path) -> str | None:
+    """What is wrong with the weights that a phase has left."""
+    files = sorted(folder.glob("*.safetensors"))
+    faults = ((path.name, checkpoints.tensors_fault(path)) for path in files)
+    found = (f"{name} {fault}" for name, fault in faults if fault)
+    return next(found, None) if files else "its weights are gone"
+
+
+def note_left_behind(work: Path) -> None:
+    """Say what other trainings keep on the disk that have not ended, and that no one runs."""
+    left = []
+    for folder in work.parent.glob("*"):
+        if folder in (work, work.with_suffix(".lock")) or not folder.is_dir():
+            continue
+        if not (folder / bundle.KEPT).exists() and not runs(folder):
+            left.append(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()))
+    if left:
+        progress.note(
+            f".cache/training keeps {sum(left) / 1e9:.3g} GB of {len(left)} other trainings that "
+            "have not ended: remove what is not to be gone on with"
+        )
+
+
+def runs(work: Path) -> bool:
+    """Whether another process trains there."""
+    try:
+        with filelock.FileLock(work.with_name(f"{work.name}.lock"), timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def job(cfg: Config, model: base.Config, start: Start, out: Path, work: Path) -> Job:
+    """One start of the training's, for a launcher; one process alone merges."""
+    return starts.job(
+        start,
+        out,
+        work if start.is_merge else work / start.name,
+        trainer.log(start.name),
+        cfg.python,
+        offline=not isinstance(model, base.Hub),
+        num_processes=1 if start.is_merge else cfg.num_processes,
+        is_distributed=not start.is_merge,
+    )
 
 
 def pack(
@@ -75,70 +164,20 @@ def pack(
     phases: Sequence[Phase],
     out: Path,
     places: Mapping[str, Path],
-    started: Sequence[Path],
+    started: Path | None,
 ) -> bundle.Packed:
     """What trains by the phases elsewhere, as `train` does here."""
     folders = dict(zip(("base",), places.values(), strict=False))
-    folders |= dict(zip(("earlier",), started, strict=False))
+    if started:
+        folders["earlier"] = started
     inside = {key: Path("base") for key in places}
-    starts = []
-    for phase in phases:
-        given = goes_on(cfg, phase, Path(bundle.TRAINED), inside, [Path("earlier")][: len(started)])
-        folder = f"{bundle.TRAINED}/{phase.name}"
-        given |= {"output_dir": Path(folder, "model")}
-        given |= {"dataset_prepared_path": Path(folder, "prepared")}
-        words = {key: str(path) for key, path in given.items()}
-        starts.append(bundle.Start(phase.name, "axolotl.cli.train", phase.file, words))
-    if cfg.adapter:
-        last = f"{bundle.TRAINED}/{phases[-1].name}/model"
-        words = {key: str(path) for key, path in inside.items()}
-        words |= {"output_dir": last, "lora_model_dir": last}
-        starts.append(bundle.Start("merge", "axolotl.cli.merge_lora", phases[-1].file, words))
+    earlier = Path("earlier") if started else None
     files = [*(phase.file for phase in phases), *INPUTS]
     return bundle.Packed(
         files=[out / name for name in files if (out / name).exists()],
         folders=folders,
-        starts=starts,
+        starts=starts.starts(cfg, phases, Path(bundle.TRAINED), inside, earlier),
         num_processes=cfg.num_processes,
-        offline=not isinstance(model, base.Hub),
-    )
-
-
-def tune(
-    cfg: Config,
-    model: base.Config,
-    phase: Phase,
-    out: Path,
-    work: Path,
-    places: Mapping[str, Path],
-) -> Report:
-    """Run one phase, unless it had ended."""
-    folder = work / phase.name
-    done = folder / "ended"
-    if done.exists():
-        progress.note(f"{phase.title} had ended")
-        return trainer.replay(folder / f"{phase.name}.jsonl")
-    trainer.ready(folder)
-    progress.note(f"{phase.title}; Axolotl starts in half a minute")
-    report = launch(cfg, model, out / phase.file, folder)(
-        phase.name,
-        dict(places)
-        | {"output_dir": folder / "model", "dataset_prepared_path": folder / "prepared"},
-        num_processes=cfg.num_processes,
-        is_distributed=True,
-        prefix=phase.prefix,
-    )
-    store.write_text(done, "")
-    return report
-
-
-def launch(cfg: Config, model: base.Config, recipe: Path, work: Path) -> "partial[Report]":
-    return partial(
-        trainer.axolotl,
-        cfg.python,
-        recipe,
-        work,
-        launcher=cfg.launcher,
         offline=not isinstance(model, base.Hub),
     )
 
@@ -149,41 +188,26 @@ def render(
     phases: Sequence[Phase],
     out: Path,
     places: Mapping[str, Path],
-    started: Sequence[Path],
+    started: Path | None,
 ) -> str:
     """The commands that `train` would run, for a shell; KEY stands for the training's key."""
     if isinstance(cfg.launcher, launching.Bundle):
         return bundle.script(cfg.launcher, pack(cfg, model, phases, out, places, started))
     work = store.cache("training", "KEY")
-    offline = not isinstance(model, base.Hub)
     text = []
-    for phase in phases:
-        folder = work / phase.name
-        given = goes_on(cfg, phase, work, places, started)
-        given |= {"output_dir": folder / "model", "dataset_prepared_path": folder / "prepared"}
-        one = (out / phase.file, folder, phase.name, given, "axolotl.cli.train")
-        task = trainer.job(cfg.python, *one, cfg.num_processes, True, offline)
-        text.append(f"# {phase.title}\n{launching.render(cfg.launcher, task)}")
-    if cfg.adapter:
-        last = work / phases[-1].name / "model"
-        given = dict(places) | {"output_dir": last, "lora_model_dir": last}
-        merge = (out / phases[-1].file, work, "merge", given, "axolotl.cli.merge_lora")
-        task = trainer.job(cfg.python, *merge, 1, False, offline)
-        text.append(f"# the adapter into the weights\n{launching.render(cfg.launcher, task)}")
+    for start in starts.starts(cfg, phases, work, places, started):
+        task = job(cfg, model, start, out, work)
+        text.append(f"# {start.title}\n{launching.render(cfg.launcher, task)}")
     return "\n".join(text)
 
 
-def goes_on(
-    cfg: Config, phase: Phase, work: Path, places: Mapping[str, Path], started: Sequence[Path]
-) -> dict[str, Path]:
-    """Where the weights or the adapter lie that a phase goes on from."""
-    folders = dict(places)
-    if phase.before:
-        key = "lora_model_dir" if cfg.adapter else "base_model"
-        folders[key] = work / phase.before / "model"
-    elif started:
-        folders["lora_model_dir"] = started[0]
-    return folders
+CHECKPOINTS = (
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+    "auto_resume_from_checkpoints",
+)
+"""Keys of a YAML that shape no weight: a training goes on where they change."""
 
 
 def training_key(cfg: Config, phases: Sequence[Phase], out: Path, folders: Sequence[Path]) -> str:
@@ -191,9 +215,13 @@ def training_key(cfg: Config, phases: Sequence[Phase], out: Path, folders: Seque
 
     Not where it runs: a training that was begun here may go on as a job of a cluster.
     """
-    inputs = [*(phase.file for phase in phases), *INPUTS]
+    shaping = (
+        {key: value for key, value in phase.recipe.items() if key not in CHECKPOINTS}
+        for phase in phases
+    )
     return identify(
-        *((name, store.digest(out / name)) for name in inputs if (out / name).exists()),
+        *((phase.file, recipe.render(kept)) for phase, kept in zip(phases, shaping, strict=True)),
+        *((name, store.digest(out / name)) for name in INPUTS if (out / name).exists()),
         *map(fingerprint, folders),
         [store.digest(path) for path in sorted(trainer.ENVIRONMENT.glob("*.py"))],
         launching.versions(cfg.launcher, cfg.python),

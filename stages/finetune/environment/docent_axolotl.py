@@ -213,6 +213,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kept: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # however seldom it logs, the end has a loss
         if control.should_save:
             # The next log is a mean from here on whether or not the training is interrupted.
             control.should_log = True

@@ -9,6 +9,7 @@ from stages.core import store
 from stages.finetune.launching import docker, local, slurm
 from stages.finetune.launching.bundle import Bundle
 from stages.finetune.launching.docker import Docker
+from stages.finetune.launching.gpu import Gpu
 from stages.finetune.launching.job import ENVIRONMENT, Job
 from stages.finetune.launching.local import HERE, Local
 from stages.finetune.launching.openai import OpenAI
@@ -21,6 +22,7 @@ __all__ = [
     "Bundle",
     "Config",
     "Docker",
+    "Gpu",
     "Job",
     "Local",
     "OpenAI",
@@ -43,7 +45,7 @@ def run(cfg: Config, job: Job, tick: Tick) -> int:
             return docker.run(cfg, job, tick)
         case Slurm():
             return slurm.run(cfg, job, tick)
-        case Bundle():  # the base, and what is left to do when the trained model is back
+        case Bundle():  # what is left to do when the trained model is back
             return local.run(HERE, job, tick)
         case OpenAI():
             raise AssertionError("nothing of Axolotl's runs for a hosted model")

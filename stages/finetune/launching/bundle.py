@@ -3,6 +3,7 @@
 from typing import Literal
 
 from stages.core import config
+from stages.finetune.launching.gpu import Gpu
 
 
 class Bundle(config.Base):
@@ -14,3 +15,5 @@ class Bundle(config.Base):
     """Folder in which bundles are written, each under its digest."""
     python: str
     """Command that starts Python there, unless PYTHON says another."""
+    gpu: Gpu
+    """What the GPUs there can do."""

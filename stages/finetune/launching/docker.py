@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
-from stages.core import config, store
+from stages.core import config, progress, store
 from stages.core.errors import PipelineError
 from stages.finetune.launching import processes
 from stages.finetune.launching.job import Job, command, shell, variables
@@ -45,12 +45,35 @@ def run(cfg: Docker, job: Job, tick: Tick) -> int:
     with processes.guarded(remove, job.log.with_suffix(".docker.log")):
         code = processes.watch(words(cfg, job), job.folder, os.environ, job.log, tick)
     if code in FAILED_TO_START:
-        said = job.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise PipelineError(
-            f"finetune.launcher: docker: the container did not start: {' '.join(said)[-300:]}: "
-            "look at finetune.launcher.image, gpus and options, and at the Docker engine"
-        )
+        raise did_not_start(job.log.read_text(errors="replace"))
     return code
+
+
+def did_not_start(said: str) -> PipelineError:
+    shown = " ".join(said.split())[-300:] or "it said nothing"
+    return PipelineError(
+        f"finetune.launcher: docker: the container did not start: {shown}: look at "
+        "finetune.launcher.image, gpus and options, and at the Docker engine"
+    )
+
+
+def ask(cfg: Docker, script: Path) -> str | None:
+    """What a script of ours prints in the image; None where there is no Docker."""
+    if not shutil.which("docker"):
+        return None
+    progress.note("asking the image what this machine can do; Docker fetches it the first time")
+    given = (word for name in sorted(cfg.environment) for word in ("--env", name))
+    words = [
+        *("docker", "run", "--rm", "--init", "--user", f"{os.getuid()}:{os.getgid()}"),
+        *(("--gpus", cfg.gpus) if cfg.gpus else ()),
+        *("--volume", f"{script.parent}:{script.parent}", "--workdir", str(script.parent)),
+        *(*given, *cfg.options, cfg.image, cfg.python, str(script)),
+    ]
+    environment = os.environ | cfg.environment
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise did_not_start(done.stderr)
+    return done.stdout
 
 
 def render(cfg: Docker, job: Job) -> str:

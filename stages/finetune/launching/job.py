@@ -80,25 +80,30 @@ def command(python: Sequence[str], job: Job, nodes: Nodes | None = None) -> list
 
 
 def variables(job: Job, num_nodes: int = 1, num_cores: int | None = None) -> dict[str, str]:
-    """Axolotl's environment: no telemetry, and each process its share of the cores."""
+    """Axolotl's environment on this machine: each process has its share of the cores."""
     cores = num_cores or available_cores()
+    ours = everywhere(job.offline) | {
+        "PYTHONPATH": str(ENVIRONMENT),
+        "OMP_NUM_THREADS": str(max(1, cores // job.num_processes)),
+        "DOCENT_REPORT": str(job.report),
+        "HF_DATASETS_CACHE": str(job.work / "datasets"),
+    }
+    return ours | (ALONE if job.num_processes == num_nodes == 1 else {})
+
+
+def everywhere(offline: bool) -> dict[str, str]:
+    """What holds on any machine: no telemetry, and no question to the hub that is not needed."""
     shared = {
         "AXOLOTL_DO_NOT_TRACK": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": str(ENVIRONMENT),
         # Threads that spin while they wait made training five times slower on a busy machine, such
         # as one that runs several points of a sweep.
         "OMP_WAIT_POLICY": "passive",
-        "OMP_NUM_THREADS": str(max(1, cores // job.num_processes)),
-        "DOCENT_REPORT": str(job.report),
-        "HF_DATASETS_CACHE": str(job.work / "datasets"),
     }
-    if job.num_processes == num_nodes == 1:
-        shared |= ALONE
-    return shared | ({"HF_HUB_OFFLINE": "1"} if job.offline else {})
+    return shared | ({"HF_HUB_OFFLINE": "1"} if offline else {})
 
 
 ALONE = {

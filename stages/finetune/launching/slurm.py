@@ -13,6 +13,7 @@ from pydantic import Field
 from stages.core import config, progress, store
 from stages.core.errors import PipelineError
 from stages.finetune.launching import processes
+from stages.finetune.launching.gpu import Gpu
 from stages.finetune.launching.job import Job, Nodes, command, exports, shell, variables
 from stages.finetune.launching.processes import Tick
 
@@ -32,6 +33,8 @@ class Slurm(config.Base):
     with by the next run."""
     gpus_per_node: Annotated[int, Field(ge=1)] | None
     """GPUs of each node; null asks for none."""
+    gpu: Gpu
+    """What they can do."""
     cpus_per_node: Annotated[int, Field(ge=1)] | None
     """Cores of each node; null takes the cluster's default."""
     memory_per_node: str | None
