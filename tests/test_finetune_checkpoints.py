@@ -406,9 +406,11 @@ def test_what_other_trainings_keep_on_the_disk_is_noted(workspace: Workspace) ->
     training.note_left_behind(work)
     (said,) = notes(workspace)
     assert said.startswith(".cache/training keeps 0.003 GB of 1 other trainings")
-    hold = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print(1, flush=True)"
+    hold = (
+        "import filelock, sys\nwith filelock.FileLock(sys.argv[1]): print(1, flush=True); input()"
+    )
     with subprocess.Popen(
-        [sys.executable, "-c", f"{hold}; input()", str(left.with_name("left.lock"))],
+        [sys.executable, "-c", hold, str(left.with_name("left.lock"))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -416,7 +418,7 @@ def test_what_other_trainings_keep_on_the_disk_is_noted(workspace: Workspace) ->
         assert other.stdout and other.stdout.readline()
         progress.begin("finetune")
         training.note_left_behind(work)
-        other.communicate("")
+        other.communicate("\n")
     assert notes(workspace) == [], "another run trains there"
 
 
