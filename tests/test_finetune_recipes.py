@@ -231,13 +231,17 @@ def test_what_was_found_and_chosen_is_one_line() -> None:
     assert "fp32" in hardware.sentence(CPU, phases("full")["tune"])
 
 
-def test_the_machine_is_the_launchers_where_that_trains_elsewhere() -> None:
+def test_the_machine_is_the_launchers_where_that_trains_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # without a Docker to ask
+
     def machine(launcher: str, device: str = "auto", **values: Any) -> Machine:
         given = yaml.safe_load(Path(f"{ROOT}/conf/finetune/launcher/{launcher}.yaml").read_text())
         cfg = tuning_config(python=sys.executable, device=device, launcher=given | values)
         return hardware.machine(cfg)
 
-    assert machine("docker") == GPU, "no Docker to ask here"
+    assert machine("docker") == GPU
     assert machine("slurm") == CPU
     four = GPU.model_copy(update={"num_gpus": 4})
     assert machine("slurm", gpus_per_node=4) == four

@@ -12,7 +12,7 @@ from stages.core import model as base
 from stages.core import store
 from stages.core.errors import PipelineError
 from stages.core.records import Document, Record
-from stages.finetune import checkpoints, hardware, scratch
+from stages.finetune import checkpoints, hardware
 from stages.finetune.settings import Adapted
 
 KEY = "finetune.init_adapter"
@@ -191,7 +191,7 @@ def keep(adapter: Path) -> str:
         beside = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(adapter, beside)
-        scratch.sync(beside)
+        checkpoints.sync(beside)
         try:
             beside.rename(folder)
         except OSError:  # another point of a sweep has made the same one meanwhile
