@@ -1,11 +1,13 @@
 """Files of every kind, each made by a real writer, refreshed and crawled like any source."""
 
+import contextlib
 import io
 import json
 import os
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pptx.util import Inches
 from rs_bpe.bpe import openai
-from sites import ok, parse_here, refresh_and_run, serving
+from sites import (
+    MISSING,
+    Answer,
+    Asked,
+    ok,
+    parse_here,
+    refresh_and_run,
+    responding,
+    serving,
+)
 
 from stages import crawl
 from stages.answer import retrieval
@@ -29,12 +40,25 @@ from stages.core.errors import PipelineError
 from stages.core.records import Document, Reject
 from stages.core.store import read
 from stages.crawl import fetching, files, parsed, source, workers
-from stages.crawl.files import anchors, listing, markdown, pdf, rst, sheet, subtitles
+from stages.crawl import snapshot as snapshots
+from stages.crawl.files import (
+    anchors,
+    folders,
+    listing,
+    markdown,
+    pdf,
+    remote,
+    rst,
+    sheet,
+    subtitles,
+)
 from stages.crawl.files.addresses import Place
 from stages.crawl.files.draft import Draft
 from stages.crawl.files.pdf import Line
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Body
+from stages.crawl.site import Filter
+from stages.crawl.snapshot import Held
 from stages.split import chunks as splitting
 from stages.split.cutting import Product
 from stages.split.tokens import Counter
@@ -844,31 +868,213 @@ def test_a_path_that_is_not_there_and_a_folder_without_files_are_named(tmp_path)
 # --- files at an address -----------------------------------------------------------------------
 
 
-def shared(notes: str = "The notes say: ") -> Any:
-    """A server that lists files, with a tag for each; one file fails when `notes` is empty."""
+def shared() -> Any:
+    """A server that lists files, with a tag for each."""
     listed = "".join(f'<a href="{name}">x</a>' for name in ("a.md", "sub/w.pdf", "c.png", "/up.md"))
-    answers = {"/in/": ok(listed), "/in/sub/": ok("")}
+    answers = {"/in/": ok(listed + '<a href="?C=N;O=D">Name</a>'), "/in/sub/": ok("")}
     answers["/in/sub/w.pdf"] = ok(paper(), "application/pdf", ETag='"w1"')
-    body = f"# Notes\n\n{notes}{WORDS}"
     answers["/in/c.png"] = ok(b"PNG", "image/png")
-    fails = (500, {"Content-Type": "text/plain"}, "sorry")
-    answers["/in/a.md"] = ok(body, "text/markdown", ETag=f'"{len(notes)}"') if notes else fails
+    answers["/in/a.md"] = ok(f"# Notes\n\nThe notes say: {WORDS}", "text/markdown", ETag='"1"')
     return serving(lambda _: answers)
+
+
+def at_address(origin: str, **changes: Any) -> dict[str, Any]:
+    return {"allow_hosts": [origin.removeprefix("http://")], "delay_s": 0.0, **changes}
 
 
 def test_files_at_an_address_are_read_through_the_guard(tmp_path):
     with shared() as (origin, log):
-        allowed = {"allow_hosts": [origin.removeprefix("http://")]}
-        documents, rejects = crawled(tmp_path / "out", f"{origin}/in/", **allowed)
+        documents, rejects = crawled(tmp_path / "out", f"{origin}/in/", **at_address(origin))
         assert sorted(documents) == ["a.md", "sub/w.pdf"], (rejects, log)
-        assert rejects["c.png"][0] == "not_text"
-        one, _ = crawled(tmp_path / "one", f"{origin}/in/sub/w.pdf", **allowed)
+        assert {url: why for url, (why, _) in rejects.items()} == {"c.png": "not_text"}
+        assert "/in/c.png" not in log  # nobody reads it
+        one, _ = crawled(tmp_path / "one", f"{origin}/in/sub/w.pdf", **at_address(origin))
         assert list(one) == ["w.pdf"] and not any("/up.md" in path for path in log)
+        some, _ = crawled(tmp_path / "some", f"{origin}/in/*.md", **at_address(origin))
+        assert list(some) == ["a.md"]
         with pytest.raises(PipelineError, match=r"source.path: .*: .*source.allow_hosts"):
             crawled(tmp_path / "shut", f"{origin}/in/")
     for path in ("ftp://127.0.0.1/x", "memory://x", "zip://x::https://e.org", "file:///etc"):
         with pytest.raises(PipelineError, match=r"source.path: .*: expected a path, or an address"):
             crawled(tmp_path / "shut", path)
+
+
+@contextlib.contextmanager
+def answering(answer: Callable[[Asked], Answer], robots: str | Answer = "") -> Iterator[Any]:
+    """A server of files under `/in/`, and of a robots.txt; its address, and the log."""
+
+    def respond(asked: Asked) -> Answer:
+        if asked.path == "/robots.txt":
+            return ok(robots, "text/plain") if isinstance(robots, str) else robots
+        return answer(asked)
+
+    with responding(lambda _: respond) as (origin, log):
+        yield origin, log
+
+
+def held(path: Path) -> Held:
+    [[one]] = snapshots.read(path).values()
+    return one
+
+
+def asked_for(log: list[Asked]) -> list[str]:
+    """The addresses in their order, each once: what is asked about is then asked for."""
+    return list(dict.fromkeys(asked.path.removeprefix("/in") for asked in log))
+
+
+@pytest.mark.parametrize(
+    ("link", "limits", "num_folders", "left"),
+    [
+        ("{n}/", {"max_pages": 5}, 5, {"max_pages": 1}),
+        ("{n}/", {"max_depth": 3}, 4, {"max_depth": 1}),
+        ("{n}/", {"max_depth": 100}, 24, {"deep_address": 2}),
+        ("n/", {}, 4, {"repeated_segments": 1}),
+        ("/in/{n}{n}{n}{n}/" + "n" * 2000 + "/", {}, 1, {"long_address": 1}),
+    ],
+)
+def test_a_folder_without_end_at_an_address_stops_at_the_limits_of_the_crawl(
+    tmp_path, link, limits, num_folders, left
+):
+    def endless(asked: Asked) -> Answer:
+        if asked.path.endswith(".md"):
+            return ok(f"# Of {asked.path}\n\n{asked.path} says: {WORDS}", "text/markdown")
+        folder = link.format(n=asked.path.count("/"))
+        return ok(f'<a href="{folder}">on</a> <a href="a.md">text</a>')
+
+    with answering(endless) as (origin, log):
+        out, changes = tmp_path / "out", at_address(origin, **limits)
+        documents, _ = crawled(out, f"{origin}/in/", **changes)
+    folders = [path for path in asked_for(log) if path.endswith("/")]
+    assert len(folders) == num_folders
+    assert len(documents) <= limits.get("max_pages", 1000)
+    assert held(tmp_path / "out.snapshot.json").not_fetched == left
+
+
+def test_files_of_an_address_beyond_the_limit_are_counted(tmp_path):
+    def many(asked: Asked) -> Answer:
+        links = "".join(f'<a href="{n}.md">x</a>' for n in range(9))
+        return ok(links) if asked.path == "/in/" else ok(f"# {asked.path}\n\n{WORDS}", "text/plain")
+
+    with answering(many) as (origin, log):
+        changes = at_address(origin, max_pages=4)
+        documents, _ = crawled(tmp_path / "out", f"{origin}/in/", **changes)
+    assert sorted(documents) == ["0.md", "1.md", "2.md", "3.md"]
+    assert asked_for(log) == ["/robots.txt", "/", "/0.md", "/1.md", "/2.md", "/3.md"]
+    assert held(tmp_path / "out.snapshot.json").not_fetched == {"max_pages": 5}
+
+
+def folders_of_two(asked: Asked) -> Answer:
+    if asked.path.endswith("/"):
+        return ok(
+            '<a href="/in/a.md">a</a> <a href="/in/shut/b.md">b</a> <a href="/in/shut/">c</a>'
+        )
+    return ok(f"# Of {asked.path}\n\n{asked.path} says: {WORDS}", "text/markdown")
+
+
+def test_files_at_an_address_are_asked_for_by_name_under_robots_txt_and_with_its_pause(
+    tmp_path, monkeypatch
+):
+    slept: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    monkeypatch.setattr(remote.time, "monotonic", lambda: 0.0)
+    rules = "User-agent: docent\nDisallow: /in/shut/\nCrawl-delay: 7\n"
+    with answering(folders_of_two, rules) as (origin, log):
+        documents, rejects = crawled(tmp_path / "out", f"{origin}/in/", **at_address(origin))
+        assert list(documents) == ["a.md"] and rejects == {"shut/b.md": ("robots", "")}
+        assert asked_for(log) == ["/robots.txt", "/", "/a.md"]
+        assert {asked.headers["user-agent"] for asked in log} == {sections("x")[0].user_agent}
+        assert slept == [0, 0, 7, 7]  # of robots.txt, which says so, the folder, the file twice
+
+        free = at_address(origin, obey_robots=False)
+        assert len(crawled(tmp_path / "free", f"{origin}/in/", **free)[0]) == 2
+    with (
+        answering(folders_of_two, "User-agent: *\nDisallow: /in/") as (origin, log),
+        pytest.raises(PipelineError, match=r"the host's robots.txt forbids it: ask its owner, or"),
+    ):
+        crawled(tmp_path / "shut", f"{origin}/in/", **at_address(origin))
+    assert asked_for(log) == ["/robots.txt"]
+
+
+def test_a_robots_txt_that_fails_forbids_all_files_and_one_that_is_missing_none(tmp_path):
+    with answering(folders_of_two, (503, {}, "")) as (origin, log):
+        with pytest.raises(PipelineError, match=r"robots.txt answers 503, which forbids everyth"):
+            crawled(tmp_path / "out", f"{origin}/in/", **at_address(origin))
+        assert asked_for(log) == ["/robots.txt"]
+    with answering(folders_of_two, MISSING) as (origin, log):
+        assert len(crawled(tmp_path / "none", f"{origin}/in/", **at_address(origin))[0]) == 2
+        # It is asked for once a day, also by what is not let through now and is later.
+        (tmp_path / "new").mkdir()
+        with pytest.raises(PipelineError, match="allow_hosts"):
+            crawled(tmp_path / "new" / "out", f"{origin}/in/")
+        rules = [asked.path for asked in log].count("/robots.txt")
+        crawled(tmp_path / "new" / "out", f"{origin}/in/", **at_address(origin))
+        assert [asked.path for asked in log].count("/robots.txt") == rules + 1
+
+
+def test_a_file_whose_server_fails_stays_and_one_that_is_gone_goes(tmp_path, monkeypatch):
+    status = {"/in/a.md": 200, "/in/shut/b.md": 200}
+
+    def failing(asked: Asked) -> Answer:
+        found = folders_of_two(asked)
+        return found if status.get(asked.path, 200) == 200 else (status[asked.path], {}, "")
+
+    with answering(failing) as (origin, _):
+        cfg, whole = sections(f"{origin}/in/", **at_address(origin, max_gone_rate=1.0))
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+        snapshot = tmp_path / "snapshot.json"
+        snapshot.write_text("{}")
+        [change] = fetching.refresh(cfg, whole, [whole], snapshot)
+        assert change.new == ("a.md", "shut/b.md")
+        status.update({"/in/a.md": 503, "/in/shut/b.md": 410})
+        [change] = fetching.refresh(cfg, whole, [whole], snapshot)
+        assert (change.unchanged, change.gone) == (1, ("shut/b.md",))
+        assert held(snapshot).gone == {"shut/b.md": "http_410"}
+        assert list(held(snapshot).pages) == ["a.md"]
+
+
+def test_a_recording_at_an_address_is_written_down_whole_and_not_without_end(tmp_path, monkeypatch):
+    sound = os.urandom(3_000_001)
+
+    def heard(_: object, recording: Path) -> Iterator[str]:
+        yield f"WEBVTT\n\n00:01.000 --> 00:03.000\n{WORDS} {recording.stat().st_size} bytes.\n"
+
+    def talks(asked: Asked) -> Answer:
+        return ok('<a href="a.mp3">x</a>') if asked.path == "/in/" else ok(sound, "audio/mpeg")
+
+    monkeypatch.setattr(files.speech.Listener, "_cues", heard)
+    model = {"path": str(whisper.make(tmp_path / "model")), **MODEL}
+    with answering(talks) as (origin, _):
+        changes = at_address(origin, max_file_mib=1, whisper=model)
+        documents, rejects = crawled(tmp_path / "out", f"{origin}/in/", **changes)
+        assert documents["a.mp3"].text.endswith("3000001 bytes."), rejects
+        monkeypatch.setattr(files, "MAX_RECORDING_BYTES", 3_000_000)
+        with pytest.raises(PipelineError, match="too_large 1"):
+            crawled(tmp_path / "small", f"{origin}/in/", **changes)
+
+
+def test_a_storage_is_walked_by_its_folders():
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    MemoryFileSystem.store.clear()
+    storage = remote._Storage("memory://bucket/in/", {})
+    for name in ("a.md", "sub/b.md", "sub/deep/c.md", "n/n/n/n/n/d.md", "a b.txt"):
+        storage._files.pipe(f"/bucket/in/{name}", b"words")
+    cfg, _ = sections("x", max_pages=4)
+    folder = storage.folder(Filter.of([], ["txt$"]))
+    names, left = folders.walk(folder, storage.inside, storage.fault, cfg)
+    assert [address for _, address in names] == ["a.md", "sub/b.md"]
+    assert left == {"max_pages": 2}  # two folders more would be asked for
+    assert b"".join(storage.read(names[1][0], 3)) == b"wor"
+    MemoryFileSystem.store.clear()
+
+
+def test_a_lowered_limit_holds_for_files_that_are_known(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text(f"{WORDS}\n" * 20_000)
+    (tmp_path / "in" / "b.txt").write_text(WORDS)
+    assert len(crawled(tmp_path / "out", tmp_path / "in", max_file_mib=2)[0]) == 2
+    _, rejects = crawled(tmp_path / "out", tmp_path / "in", max_file_mib=1)
+    assert rejects["a.txt"][0] == "too_large"
 
 
 # --- marks in the later stages -----------------------------------------------------------------

@@ -39,7 +39,7 @@ class Files(config.Base):
     exclude: list[Pattern]
     """Regular expressions on a file's path: a file is left alone if one of them matches."""
     max_file_mib: Annotated[int, Field(gt=0)]
-    """Largest file that is read, in MiB; recordings may be larger."""
+    """Largest file that is read, in MiB; recordings may be larger, at an address up to 2 GiB."""
     whisper: speech.Whisper | None
     """The model that writes recordings down; null leaves out those without subtitles beside."""
     allow_hosts: list[Host]
@@ -74,6 +74,8 @@ RECORDINGS = frozenset(
     )
 )
 SUBTITLES = (".srt", ".vtt")
+MAX_RECORDING_BYTES = 2 * 2**30
+"""Largest recording that is fetched from an address; one on this machine is read where it lies."""
 BATCH = 64
 """Files that are kept in one transaction."""
 
@@ -89,32 +91,36 @@ def fetch(cfg: Config, source: Files, crawl: Crawl) -> Steps:
 
     In the end, how many were left out, by the limit.
     """
-    with _listed(source) as found:
-        return (yield from _fetch(cfg, source, found, crawl))
+    with _listed(cfg, source, crawl) as (found, left):
+        if not found:
+            raise PipelineError(
+                f"source.path: {source.path!r}: no file is there that source.include and "
+                "source.exclude let in"
+            )
+        listener = speech.Listener(source.whisper) if source.whisper else None
+        answers = _answers(found, crawl, source.max_file_mib << 20, listener)
+        yield from keep(crawl, answers, len(found))
+    return left
 
 
 @contextlib.contextmanager
-def _listed(source: Files) -> Iterator[list[Found]]:
+def _listed(
+    cfg: Config, source: Files, crawl: Crawl
+) -> Iterator[tuple[list[Found], dict[str, int]]]:
+    """The files, and how many were left out, by the limit."""
     wanted = Filter.of(source.include, source.exclude)
     if "://" not in source.path:
-        yield listing.local(source.path, wanted, "source.path")[1]
+        _, rows = listing.local(source.path, wanted, "source.path")
+        num_left = len(rows) - cfg.max_pages
+        yield rows[: cfg.max_pages], {"max_pages": num_left} if num_left > 0 else {}
         return
     from stages.crawl.files import remote  # fsspec and aiohttp, which a folder does without
 
-    with remote.opened(source.path, source.allow_hosts, wanted, "source.path") as found:
-        yield found
+    def is_opened(path: str) -> bool:
+        return is_read(path) or suffix(path) in RECORDINGS
 
-
-def _fetch(cfg: Config, source: Files, found: list[Found], crawl: Crawl) -> Steps:
-    if not found:
-        raise PipelineError(
-            f"source.path: {source.path!r}: no file is there that source.include and "
-            "source.exclude let in"
-        )
-    listener = speech.Listener(source.whisper) if source.whisper else None
-    rows, left = found[: cfg.max_pages], found[cfg.max_pages :]
-    yield from keep(crawl, _answers(rows, crawl, source.max_file_mib << 20, listener), len(rows))
-    return {"max_pages": len(left)} if left else {}
+    with remote.opened(cfg, source.path, source.allow_hosts, wanted, crawl, is_opened) as listed:
+        yield listed
 
 
 def keep(crawl: Crawl, answers: Iterable[Answer], total: int) -> Iterator[int]:
@@ -144,7 +150,9 @@ def _answers(
         if crawl.answered(row.address):
             continue
         if row.reason:
-            yield Answer(row.address, status=0, reason=row.reason, detail=row.detail)
+            yield Answer(
+                row.address, status=0, reason=row.reason, detail=row.detail, passing=row.passing
+            )
         elif row.address in recording_of:
             detail = f"of {recording_of[row.address]}"
             yield Answer(row.address, status=0, reason="subtitles", detail=detail)
@@ -170,12 +178,12 @@ def suffix(path: str) -> str:
 
 def _read(address: str, row: Found, crawl: Crawl, max_bytes: int) -> Answer:
     """The file's bytes, unless its time and size say that they are known."""
+    if row.size > max_bytes:
+        return Answer(address, status=0, reason="too_large", detail=f"{row.size} bytes")
     etag = f"{row.address} {row.etag}"
     known = crawl.known(address)
     if row.etag and known is not None and known.etag == etag:
         return Answer(address, unchanged=True)
-    if row.size > max_bytes:
-        return Answer(address, status=0, reason="too_large", detail=f"{row.size} bytes")
     try:
         body = row.open(max_bytes + 1)
     except OSError as error:
@@ -192,15 +200,18 @@ def _heard(row: Found, crawl: Crawl, listener: speech.Listener | None) -> Answer
         return Answer(row.address, status=0, reason="no_transcript", detail=detail)
     etag = f"{row.etag} {listener.digest}"
     known = crawl.known(row.address)
-    if known is not None and known.etag == etag:
+    if row.etag and known is not None and known.etag == etag:
         return Answer(row.address, unchanged=True)
     try:
         if row.path is not None:
             body = listener.write_down(row.path)
         else:
             with NamedTemporaryFile(suffix=suffix(row.address)) as file:
-                file.write(row.open(-1))
+                for piece in row.pieces(MAX_RECORDING_BYTES + 1):
+                    file.write(piece)
                 file.flush()
+                if file.tell() > MAX_RECORDING_BYTES:
+                    raise UnreadableError("too_large", f"over {MAX_RECORDING_BYTES} bytes")
                 body = listener.write_down(Path(file.name))
     except UnreadableError as error:
         return Answer(row.address, status=0, reason=error.reason, detail=error.detail)

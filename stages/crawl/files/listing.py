@@ -27,8 +27,12 @@ class Found:
     """Its bytes, so many at most."""
     path: Path | None = None
     """Where it lies on this machine."""
+    pieces: Callable[[int], Iterator[bytes]] = lambda _: iter(())
+    """The bytes of one that lies elsewhere, so many at most, as they arrive."""
     reason: str = ""
     detail: str = ""
+    passing: bool = False
+    """The reason may pass: a page that is known stays."""
 
 
 def local(path: str, wanted: Filter, key: str) -> tuple[Path, list[Found]]:

@@ -159,11 +159,3 @@ class _Unknown(rst.Directive):  # type: ignore[misc]
         self.state.nested_parse(self.content, self.content_offset, text)
         item += text
         return [nodes.definition_list("", item)]
-
-
-def _register(names: frozenset[str]) -> None:
-    """Have the directives that docutils does not know read as `_Unknown`; docutils keeps them."""
-    for name in names:
-        known = name in directives._directives or name in directives._directive_registry
-        if not known and name not in en.directives:
-            directives.register_directive(name, _Unknown)
