@@ -25,6 +25,7 @@ from sites import (
     page,
     sections,
     serving,
+    snapshot_beside,
 )
 
 from stages.core import progress
@@ -392,6 +393,36 @@ def test_a_start_page_that_leads_out_of_the_source_is_named_with_its_target(
     )
 
 
+def test_a_start_page_that_leads_to_itself_by_the_other_scheme_is_named_with_its_target(
+    tmp_path: Path,
+) -> None:
+    def table(origin: str) -> dict[str, Answer]:
+        secure = origin.replace("http:", "https:")
+        return {"/docs": moved("/docs/", 301), "/docs/": moved(f"{secure}/docs/", 301)}
+
+    with serving(table) as (origin, _):
+        secure = origin.replace("http:", "https:")
+        for start in (f"{origin}/docs/", f"{origin}/docs"):
+            line = failure(tmp_path, url=start)
+            assert line == (
+                f"source.url: {start!r}: leads out of the source, to {secure}/docs/: "
+                "set source.url to that address"
+            )
+
+
+def test_a_start_page_that_leads_to_none_is_no_empty_success(tmp_path: Path) -> None:
+    table = {"/docs/": moved("one.html"), "/docs/one.html": (500, {}, "")}
+    assert failure_of(tmp_path, table) == (
+        "source.url: 'http://HOST/docs/': answers 500: expected a page to start from"
+    )
+    table = {"/docs/": moved("one.html"), "/docs/one.html": moved("./")}
+    assert failure_of(tmp_path, table) == (
+        "source.url: 'http://HOST/docs/': nothing to read is there (redirect 2): check that it "
+        "names the right place, or try later; the snapshot is as it was"
+    )
+    assert snapshot_beside(tmp_path).read_text() == "{}"
+
+
 def test_a_site_without_text_is_named(tmp_path: Path) -> None:
     answers = {"/docs/": ok("<main><script>render()</script></main>")}
     line = failure_of(tmp_path, answers)
@@ -412,8 +443,15 @@ def test_too_many_failing_pages_fail_the_crawl_and_are_listed(tmp_path: Path) ->
     ("changes", "expected"),
     [
         ({}, "source.url: required: the address of the site's start page"),
-        ({"serve_dir": "site", "url": "http://x/"}, "source.url: 'http://x/': set this or source"),
-        ({"serve_dir": "site"}, "source.public_url: required beside source.serve_dir"),
+        (
+            {"serve_dir": "site", "url": "http://x/"},
+            "source.serve_dir: 'site': set this or source.url to null",
+        ),
+        ({"serve_dir": "site"}, "source.public_url: None: required beside source.serve_dir"),
+        (
+            {"serve_dir": "site", "public_url": PUBLIC, "external": True},
+            "source.external: True: expected false beside source.serve_dir",
+        ),
         (
             {"serve_dir": "no/such", "public_url": PUBLIC},
             "source.serve_dir: 'no/such': no such file or folder",
@@ -454,9 +492,10 @@ def test_a_site_is_the_folder_of_its_start_page(start: str, folder: str) -> None
 
 
 @settings(deadline=None)
-@given(st.text(max_size=40))
+@given(st.text(st.characters(), max_size=40))
 def test_no_link_whatever_it_is_leads_out_of_the_site(href: str) -> None:
     site = Site.around("https://x.org/docs/", PUBLIC)
+    site.resolve_out(href, "https://x.org/docs/sub/page.html")
     url = site.resolve(href, "https://x.org/docs/sub/page.html")
     assert url is None or url == "https://x.org/docs" or url.startswith("https://x.org/docs/")
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sites import MISSING, crawled, link, ok, page, responding, sections
 
 from stages.core.errors import PipelineError
-from stages.crawl import guard
+from stages.crawl import guard, web
 from stages.crawl.guard import addresses
 from stages.crawl.shells import chromium
 
@@ -238,6 +238,25 @@ def test_a_host_that_the_source_allows_is_let_out_at_its_port_alone(fake, tmp_pa
         for host, port in [("private.example", 80), ("loop.example", 1), ("carrier.example", 8080)]:
             with pytest.raises(guard.ForbiddenError, match=r"name it in source\.allow_hosts"):
                 guard.resolve(host, port, allowed)
+
+
+def test_a_served_folder_asks_for_nothing_else_and_looks_up_no_other_name(fake, tmp_path):
+    with network(tmp_path, lambda _: public([])) as (net, _):
+        fake.install(net.settings)
+        allowed = guard.Allowed.of(["127.0.0.1:8080"], only=True)
+        assert guard.resolve("127.0.0.1", 8080, allowed)
+        for host, port in [
+            ("site.example", 80),
+            (PUBLIC, 443),
+            ("127.0.0.1", 80),
+            ("x.invalid", 1),
+        ]:
+            with pytest.raises(guard.ForbiddenError, match="a served folder asks nobody else"):
+                guard.resolve(host, port, allowed)
+        with guard.proxy(allowed) as proxy:
+            refused = spoken(proxy, b"GET http://site.example/ HTTP/1.0\r\n\r\n")
+        assert refused.startswith(b"HTTP/1.1 403 ")
+        assert net.reached() == 0
 
 
 def test_a_name_that_is_allowed_never_leads_to_metadata(fake, tmp_path):
@@ -642,6 +661,36 @@ def draw_everything(tmp_path, monkeypatch, guard_off=False):
             )
         assert "/ask.js" in {asked.path for asked in log}
         return net.violations()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on the PATH")
+@pytest.mark.parametrize("alone", [True, False], ids=["guarded", "planted"])
+def test_a_page_of_a_served_folder_asks_no_public_host(alone, tmp_path, monkeypatch):
+    """Where only addresses inside are refused, the suite sees it."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    script = (
+        "fetch('http://site.example/x', {mode: 'no-cors'}).catch(() => 0).then(() => {"
+        "document.getElementById('root').textContent = 'Asked for it. '.repeat(20); })"
+    )
+    (folder / "ask.js").write_text(script)
+    (folder / "index.html").write_text('<div id="root"></div><script src="/ask.js"></script>')
+    if not alone:
+        rows = web._rows
+        monkeypatch.setattr(web, "_rows", lambda order: rows(order | {"local": False}))
+    with network(tmp_path, lambda _: lambda __: ok("x", "text/plain")) as (net, _):
+        monkeypatch.setenv("FAKE_NET", str(net.file))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests/fake_net"), str(ROOT)]))
+        documents, _ = crawled(
+            tmp_path / "out",
+            serve_dir=str(folder),
+            public_url="http://docs.example/",
+            render="auto",
+            timeout_s=20.0,
+        )
+        assert "Asked for it." in documents["http://docs.example/"].text
+        assert net.reached() == (0 if alone else 1)
 
 
 @pytest.mark.slow

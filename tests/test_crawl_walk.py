@@ -156,6 +156,48 @@ def test_pages_that_no_page_links_to_are_found_in_sitemaps_feeds_and_llms_txt(
     assert "/sitemap.xml" not in log  # robots.txt names one
 
 
+def test_a_list_that_leads_to_a_page_leaves_the_page_to_the_site(tmp_path: Path) -> None:
+    """Many hosts send whoever asks for a missing file to a page."""
+
+    def table(origin: str) -> dict[str, Answer]:
+        return {
+            "/docs/": ok(page("Start", link("intro.html"))),
+            "/docs/intro.html": ok(page("Intro", link("deep.html"))),
+            "/docs/deep.html": ok(page("Deep")),
+            "/docs/named.html": ok(page("Named")),
+            "/llms.txt": moved("/docs/intro.html"),
+            "/docs/llms.txt": moved("/docs/"),
+            "/sitemap.xml": moved("/sitemap_index.xml"),
+            "/docs/sitemap.xml": moved("/feed/"),
+            "/sitemap_index.xml": ok(sitemap(f"{origin}/docs/named.html"), "text/xml"),
+        }
+
+    with serving(table) as (origin, log):
+        documents, rejects = crawled(
+            tmp_path / "out",
+            url=f"{origin}/docs/",
+            public_url=PUBLIC,
+            lists=["sitemap", "llms_txt", "feed"],
+            max_pages=4,  # a list is none of them, nor what it leads to
+        )
+    names = sorted(url.removeprefix(PUBLIC).removesuffix(".html") for url in documents)
+    assert names == ["", "deep", "intro", "named"]
+    assert rejects == {}
+    assert "/feed/" in log and log.count("/docs/intro.html") == 1
+
+
+def test_where_redirects_lead_counts_as_pages_that_are_asked_for(tmp_path: Path) -> None:
+    table = {
+        "/docs/": ok(page("Start", link("a", "b"))),
+        **{f"/docs/{name}": moved(f"{name}{name}") for name in ("a", "b", "aa", "bb")},
+        **{f"/docs/{name * 4}": ok(page(name.title())) for name in ("a", "b")},
+    }
+    with serving(lambda origin: table) as (origin, log):
+        crawled(tmp_path / "out", url=f"{origin}/docs/", max_pages=4)
+    assert sorted(log) == ["/docs/", "/docs/a", "/docs/aa", "/docs/b", "/robots.txt"]
+    assert snapshot.read(snapshot_beside(tmp_path / "out"))["web"].not_fetched == {"max_pages": 2}
+
+
 def test_a_hop_out_reads_what_pages_link_to_and_goes_no_further(tmp_path: Path) -> None:
     def other(origin: str) -> dict[str, Answer]:
         return {

@@ -2,12 +2,19 @@
 
 import asyncio
 import contextlib
+import re
+import string
+import struct
 import time
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from urllib.parse import urljoin, urlsplit
+from gzip import BadGzipFile
+from urllib.parse import quote_from_bytes, urljoin, urlsplit
 
+import brotli  # type: ignore[import-untyped]
+from backports.zstd import ZstdError
 from scrapy import Request
 from scrapy.core.engine import ExecutionEngine
 from scrapy.exceptions import (
@@ -51,6 +58,9 @@ REASONS: dict[type[Exception], str] = {
     ResponseDataLossError: "unreachable",
     UnsupportedURLSchemeError: "unreachable",
     ValueError: "bad_address",  # a host that is none
+    # What is packed is not what its label says, or is torn; Scrapy's slip at one of another kind.
+    **dict.fromkeys((BadGzipFile, EOFError, UnicodeDecodeError), "broken_body"),
+    **dict.fromkeys((TypeError, struct.error, zlib.error, brotli.error, ZstdError), "broken_body"),
 }
 """Why an address gave no answer, by what Scrapy's downloader raises."""
 
@@ -223,8 +233,8 @@ class Asker:
         for _ in range(robots.MAX_REDIRECTS):
             if isinstance(response, Silence) or not 300 <= response.status < 400:
                 break
-            target = urljoin(url, header(response, "Location"))
-            if not header(response, "Location") or not target.startswith(("http://", "https://")):
+            target = _target(url, response)
+            if target is None or not target.startswith(("http://", "https://")):
                 break
             url = target
             response = await self._get(url, {})
@@ -244,13 +254,31 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
+def _target(url: str, response: Response) -> str | None:
+    """Where a redirect leads; None where it does not say, or that is no address."""
+    said = response.headers.get("Location")
+    if not said:
+        return None
+    try:
+        # UTF-8 as it stands, as many servers write it; other bytes stay what they are.
+        place = said.decode("utf-8")
+    except UnicodeDecodeError:
+        place = quote_from_bytes(said, safe=string.printable)
+    try:
+        return urljoin(url, place)
+    except ValueError:  # a bracket that stays open
+        return None
+
+
 def _read(answer: Answer, response: Response) -> Answer:
     """The answer with what the response says."""
     status = response.status
     answer = replace(answer, status=status)
-    location = header(response, "Location")
-    if 300 <= status < 400 and location:
-        return replace(answer, reason="redirect", detail=urljoin(answer.url, location))
+    if 300 <= status < 400 and header(response, "Location"):
+        target = _target(answer.url, response)
+        if target is None:
+            return replace(answer, reason="bad_address", detail=header(response, "Location"))
+        return replace(answer, reason="redirect", detail=target)
     if status != 200:
         passing = _may_pass(response) or status == 304
         return replace(answer, reason=f"http_{status}", passing=passing)
@@ -278,7 +306,7 @@ def _modified(response: Response) -> str:
     try:
         since = parsedate_to_datetime(modified)
         age_s = parsedate_to_datetime(date).timestamp() - since.timestamp()
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return ""
     return modified if age_s >= 1 else ""
 
@@ -295,9 +323,9 @@ def _speaks_of(response: Response, validators: Mapping[str, str]) -> bool:
 
 def _seconds(retry_after: str, otherwise: float) -> float:
     """What Retry-After asks for: seconds, or a date."""
-    if retry_after.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]+\s*", retry_after):
         return float(retry_after)
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return otherwise

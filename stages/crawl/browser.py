@@ -66,7 +66,9 @@ class Chromium:
 
     def __init__(self, config: HandlerConfig) -> None:
         self._options = dict(config.launch_options)
-        self._allow_hosts = self._options.pop("allow_hosts")
+        self._allowed = guard.Allowed.of(
+            self._options.pop("allow_hosts"), self._options.pop("only")
+        )
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -74,8 +76,7 @@ class Chromium:
 
     async def launch_browser(self) -> Browser:
         await self.close()
-        allowed = guard.Allowed.of(self._allow_hosts)
-        proxy = self._stack.enter_context(guard.proxy(allowed, MAX_CONNECTION_BYTES))
+        proxy = self._stack.enter_context(guard.proxy(self._allowed, MAX_CONNECTION_BYTES))
         playwright = await self._stack.enter_async_context(async_playwright())
         return await playwright.chromium.launch(
             **self._options,

@@ -92,6 +92,7 @@ def hold(cfg: Config, part: Single, pages: Pages, before: Held | None) -> tuple[
     crawl = pages.begin(part.name, settings)
     try:
         held = _hold(cfg, part, crawl, before)
+        _check_any(part, held)
         _check_gone(cfg, part, before, held)
     except PipelineError:
         crawl.end(whole=False)  # what failed is asked again
@@ -113,6 +114,18 @@ def _hold(cfg: Config, part: Single, crawl: Crawl, before: Held | None) -> Held:
         left_out=left_out,
         gone={url: reason for url, reason in gone.items() if url not in found},
         not_fetched=left,
+    )
+
+
+def _check_any(part: Single, held: Held) -> None:
+    """Raise if there is nothing at all: a source that is as good as empty answers no question."""
+    if held.pages:
+        return
+    reasons = Counter(reason for reason, _ in held.left_out.values()) + Counter(held.not_fetched)
+    told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    raise PipelineError(
+        f"{source.place(part)}: nothing to read is there ({told or 'no address'}): check that it "
+        "names the right place, or try later; the snapshot is as it was"
     )
 
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 MAX_TABS = 2
 
 
-def settings(executable: str, allow_hosts: Sequence[str], timeout_s: float) -> dict[str, Any]:
+def settings(
+    executable: str, allow_hosts: Sequence[str], only: bool, timeout_s: float
+) -> dict[str, Any]:
     """What Scrapy needs to hand pages to the browser; the rest goes on as before."""
     return {
         "DOWNLOAD_HANDLERS": dict.fromkeys(("http", "https"), "stages.crawl.render.Handler"),
@@ -35,6 +37,7 @@ def settings(executable: str, allow_hosts: Sequence[str], timeout_s: float) -> d
         "PLAYWRIGHT_LAUNCH_OPTIONS": {
             "executable_path": executable,
             "allow_hosts": list(allow_hosts),
+            "only": only,
         },
         "PLAYWRIGHT_ABORT_REQUEST": "stages.crawl.browser.is_unread",
         "PLAYWRIGHT_MAX_PAGES_PER_CONTEXT": 1,

@@ -21,6 +21,11 @@ NOT_PAGES = re.compile(
 )
 """Endings of addresses that are never pages; the others are told by their content type."""
 
+LISTS = re.compile(
+    r"(?<![a-z])(?:sitemaps?|feeds?|rss|atom|llms)(?![a-z])(?!.*\.x?html?$)|\.(?:xml|txt|gz)$", re.I
+)
+"""Addresses of sitemaps, feeds and llms.txt, as far as they are told from the address."""
+
 _LINKS = "a[href], area[href], link[rel~=canonical][href], link[rel~=next][href]"
 _REFRESH = re.compile(r"^\s*\d+\s*;\s*url\s*=\s*['\"]?([^'\"]+)", re.I)
 
@@ -66,7 +71,10 @@ class Site:
             return None
         # A path that is exactly the folder without its slash passes; a longer name does not.
         path, query = traps.without_session(path, parts.query)
-        spelled: str = canonicalize_url(urlunsplit(("", "", path or "/", query, "")))
+        try:
+            spelled: str = canonicalize_url(urlunsplit(("", "", path or "/", query, "")))
+        except UnicodeError:  # bytes of a robots.txt that are no text
+            return None
         return self.origin + spelled
 
     def publish(self, url: str) -> str | None:
@@ -95,9 +103,9 @@ class Site:
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
                 return None
             _host(parts)
+            url: str = canonicalize_url(urlunsplit(parts._replace(fragment="")))
         except ValueError:
             return None
-        url: str = canonicalize_url(urlunsplit(parts._replace(fragment="")))
         return url if self.publish(url) == url and self.resolve(url, url) is None else None
 
     def hrefs(self, tree: LexborHTMLParser, page: str) -> list[tuple[str, str]]:
@@ -139,6 +147,11 @@ class Filter:
 def may_be_page(url: str) -> bool:
     """Does the address end like a page's?"""
     return not NOT_PAGES.search(urlsplit(url).path)
+
+
+def may_be_list(url: str) -> bool:
+    """Does the address look like that of a list of addresses?"""
+    return LISTS.search(urlsplit(url).path) is not None
 
 
 def feeds_of(tree: LexborHTMLParser, page: str) -> list[str]:

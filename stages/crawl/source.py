@@ -68,7 +68,7 @@ def digest(cfg: Config, source: Single) -> str:
 
 def is_local(source: Single) -> bool:
     """Is it read by the stage itself, on this machine, without a snapshot?"""
-    return isinstance(source, Web) and source.serve_dir is not None and source.url is None
+    return isinstance(source, Web) and source.serve_dir is not None
 
 
 def _module(source: Single) -> ModuleType:

@@ -48,6 +48,7 @@ class Order:
     start: str
     public: str | None
     local: bool
+    """Whether `allow_hosts` are all that may be asked: a folder that is served on this machine."""
     include: list[str]
     exclude: list[str]
     external: bool
@@ -149,9 +150,9 @@ def settings(order: Order) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
     executable = chromium()
     if order.render != "never" and executable is not None:
-        drawn = render.settings(executable, order.allow_hosts, order.timeout_s)
+        drawn = render.settings(executable, order.allow_hosts, order.local, order.timeout_s)
     return {
-        **_merged(guard.settings(order.allow_hosts), drawn),
+        **_merged(guard.settings(order.allow_hosts, order.local), drawn),
         "AUTOTHROTTLE_ENABLED": False,
         "CONCURRENT_REQUESTS": 0,  # the asker keeps every host's limits itself
         "CONCURRENT_REQUESTS_PER_DOMAIN": order.concurrent_requests,

@@ -16,7 +16,7 @@ from selectolax.lexbor import LexborHTMLParser
 from stages.crawl import lists, screen, traps
 from stages.crawl.asking import Asker
 from stages.crawl.pages import Answer, Answered, Body, Crawl, Role
-from stages.crawl.site import Filter, Site, feeds_of, may_be_page
+from stages.crawl.site import Filter, Site, feeds_of, may_be_list, may_be_page
 
 MAX_REDIRECTS = 10
 """Longest chain of redirects that is followed."""
@@ -142,12 +142,16 @@ class Walk:
             self._redirected = {}
             queue: Iterator[str] = iter(sorted(level))
             await asyncio.gather(*(self._work(queue, role) for _ in range(self._concurrent)))
-            level = {url: by for url, by in self._redirected.items() if url not in self._seen}
-            for url in [url for url in level if traps.fault(url)]:
-                self._left[url] = traps.fault(url)
-                del level[url]
+            level = {}
+            for url in sorted(self._redirected.keys() - self._seen.keys()):
+                why = traps.fault(url) or (self._full(url, len(level)) if role == "page" else "")
+                if why:
+                    self._left[url] = why
+                else:
+                    level[url] = self._redirected[url]
             if not level:
                 return
+            self._num_lists += len(level) if role == "list" else 0
         self._left |= dict.fromkeys(level, "redirects")
 
     async def _work(self, queue: Iterator[str], role: Role) -> None:
@@ -167,6 +171,8 @@ class Walk:
             assert answered is not None
         if answered.reason == "redirect":
             target = answered.detail
+            if role == "list" and not may_be_list(target):
+                return  # a host that sends whoever asks for what is missing to a page
             self._redirected[target] = min(self._redirected.get(target, url), url)
         elif answered.digest:
             body = body or self._crawl.body(answered.digest)
@@ -186,7 +192,8 @@ class Walk:
         target = self._resolve(answer.detail, answer.url)
         if answer.role == "list":
             target = self._site.resolve_on_host(answer.detail, answer.url)
-        if target is None:
+        if target is None or target == answer.url:
+            # To itself: in the other of http and https, or to whom it has given a session.
             return replace(answer, reason="outside")
         return replace(answer, detail=target)
 

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from pydantic import ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
 from stages.core import config, progress, store
 from stages.core.errors import PipelineError
 from stages.crawl import screen
@@ -51,6 +54,22 @@ class Web(config.Base):
     """Hosts of an inner network that may be asked, such as `wiki.local` or `10.0.0.7:8080`; no
     other request leaves for an address that is not public."""
 
+    @field_validator("serve_dir", "public_url", "external")
+    @classmethod
+    def _fit_a_folder(cls, value: Any, info: ValidationInfo) -> Any:
+        """A folder that is served stands in place of an address, is cited, and asks nobody."""
+        folder = info.data.get("serve_dir", value if info.field_name == "serve_dir" else None)
+        match info.field_name:
+            case "serve_dir" if folder is not None and info.data.get("url") is not None:
+                said = "set this or source.url to null"
+            case "public_url" if folder is not None and value is None:
+                said = "required beside source.serve_dir: links lead there"
+            case "external" if folder is not None and value:
+                said = "expected false beside source.serve_dir, which is read without a network"
+            case _:
+                return value
+        raise PydanticCustomError("serve_dir", said)
+
 
 # --- fetching ----------------------------------------------------------------------------------
 
@@ -83,9 +102,11 @@ def fetch(cfg: Config, source: Web, crawl: Crawl) -> Generator[int, None, dict[s
             **cfg.model_dump(include=set(FETCHING)),
             "delay_s": 0.0 if source.serve_dir is not None else cfg.delay_s,
         }
-        for done, row in enumerate(_rows(order), 1):
-            if done == 1:
+        starting = True
+        for row in _rows(order):
+            if starting:
                 _check_start(row, source, cfg)
+                starting = row["reason"] == "redirect"
             if row["kind"] == "end":
                 left = row["left"]
                 if row["undrawn"]:
@@ -137,15 +158,11 @@ def _rows(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def _served(source: Web) -> Iterator[str]:
     """The address of the start page; a folder is served as long as this lasts."""
-    if source.url is not None and source.serve_dir is not None:
-        raise PipelineError(f"source.url: {source.url!r}: set this or source.serve_dir to null")
     if source.url is not None:
         yield source.url
         return
     if source.serve_dir is None:
         raise PipelineError("source.url: required: the address of the site's start page")
-    if source.public_url is None:
-        raise PipelineError("source.public_url: required beside source.serve_dir: links lead there")
     folder = store.locate(source.serve_dir, "source.serve_dir").resolve()
     if not (folder / "index.html").is_file():
         raise PipelineError(
@@ -175,7 +192,7 @@ class _Folder(http.server.SimpleHTTPRequestHandler):
 
 
 def _check_start(row: dict[str, Any], source: Web, cfg: Config) -> None:
-    """Raise if the crawl's first row says that there is no start page."""
+    """Raise if a row of the start page, or of where it leads, says that there is none."""
     reason = row["reason"]
     if not reason or reason == "redirect":
         return

@@ -63,6 +63,13 @@ class ForbiddenError(UnreadableError):
         super().__init__("not_public", f"{said}: name it in source.allow_hosts if it may be read")
 
 
+class ElsewhereError(ForbiddenError):
+    """A host is not among the only ones that may be asked; not even its name was looked up."""
+
+    def __init__(self, host: str) -> None:
+        UnreadableError.__init__(self, "not_public", f"{host}: a served folder asks nobody else")
+
+
 @dataclass(frozen=True)
 class Allowed:
     """Hosts that may be inside, each at one port or at all of them (None).
@@ -72,10 +79,12 @@ class Allowed:
     """
 
     hosts: frozenset[tuple[str, int | None]] = frozenset()
+    only: bool = False
+    """Whether nothing else may be asked, public or not."""
 
     @classmethod
-    def of(cls, entries: Sequence[str]) -> "Allowed":
-        return cls(frozenset(allowance(entry) for entry in entries))
+    def of(cls, entries: Sequence[str], only: bool = False) -> "Allowed":
+        return cls(frozenset(allowance(entry) for entry in entries), only)
 
     def lets(self, host: str, port: int) -> bool:
         return not self.hosts.isdisjoint({(plain(host), port), (plain(host), None)})
@@ -140,6 +149,8 @@ def resolve(host: str, port: int, allowed: Allowed) -> list[Address]:
 
     Any spelling of an address (decimal, octal, hexadecimal) is one here, as it is for the system.
     """
+    if allowed.only and not allowed.lets(host, port):
+        raise ElsewhereError(host)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a label that is empty or too long

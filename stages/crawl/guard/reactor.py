@@ -13,12 +13,16 @@ from zope.interface import implementer  # type: ignore[import-untyped]
 from stages.crawl.guard.addresses import Address, Allowed, ForbiddenError, plain, resolve
 
 
-def settings(allow_hosts: Sequence[str]) -> dict[str, Any]:
-    """What a crawler needs so that the guard stands in its only way out."""
+def settings(allow_hosts: Sequence[str], only: bool) -> dict[str, Any]:
+    """What a crawler needs so that the guard stands in its only way out.
+
+    `only`: the hosts that are allowed are all that may be asked.
+    """
     return {
         "DOWNLOAD_HANDLERS": dict.fromkeys(("data", "file", "ftp", "s3")),
         "DOWNLOAD_VERIFY_CERTIFICATES": True,
         "GUARD_ALLOWED": list(allow_hosts),
+        "GUARD_ONLY": only,
         "HTTPPROXY_ENABLED": False,  # a proxy of the environment would resolve names itself
         "TELNETCONSOLE_ENABLED": False,
         "TWISTED_DNS_RESOLVER": "stages.crawl.guard.reactor.Resolver",
@@ -39,7 +43,8 @@ class Resolver:
 
     @classmethod
     def from_crawler(cls, crawler: Crawler, reactor: Any) -> "Resolver":
-        return cls(reactor, Allowed.of(crawler.settings.getlist("GUARD_ALLOWED")))
+        named = crawler.settings.getlist("GUARD_ALLOWED")
+        return cls(reactor, Allowed.of(named, crawler.settings.getbool("GUARD_ONLY")))
 
     def install_on_reactor(self) -> None:
         self._reactor.installNameResolver(self)
