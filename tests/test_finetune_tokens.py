@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 from test_finetune import PYTHON, ROOT, TEXT, formats_of, model_config, rendered_by, tuning_config
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from stages.core import formats, store
 from stages.core.records import Example, Message
@@ -31,8 +39,19 @@ SPECIALS = {
     "mistral7b": ("<s>", "</s>", ("<unk>",)),
     "zephyr": ("<s>", "</s>", ("<unk>",)),
     "phi15": (None, "<|endoftext|>", ()),
+    **dict.fromkeys(
+        ("smollm2", "smollm2_135m", "smollm2_360m", "smollm3"),
+        (None, "<|im_end|>", ("<|im_start|>", "<|endoftext|>", "<think>", "</think>")),
+    ),
 }
 """Of each preset's tokenizer: the token that begins a text, the one that ends it, and others."""
+
+CARRIED = dict.fromkeys(("smollm2", "smollm2_135m", "smollm2_360m"), "qwen2_5.jinja")
+"""Presets whose tokenizer carries the template, and one of TRL's of its kind: ChatML, with a system
+message of its own where none is given."""
+
+PIECES = {"phi3_mini": True, "gemma3": False, "mistral7b": True, "zephyr": True}
+"""Presets whose tokenizer is of SentencePiece's kind, and whether it puts a space before a text."""
 
 PREPARED_AND_SERVED = """
 import json, sys
@@ -89,6 +108,11 @@ def tokenizer_of(specials: Any, folder: Path) -> Tokenizer:
             vocab_size=500, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
         ),
     )
+    save(made, first, end, folder)
+    return made
+
+
+def save(made: Tokenizer, first: str | None, end: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     made.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
@@ -96,6 +120,43 @@ def tokenizer_of(specials: Any, folder: Path) -> Tokenizer:
         folder / "tokenizer_config.json",
         settings | {"pad_token": end} | ({"bos_token": first} if first else {}),
     )
+
+
+def pieces_of(specials: Any, folder: Path, *, space_first: bool) -> Tokenizer:
+    """A tokenizer of SentencePiece's kind: spaces are letters, a line's end is a byte of its own.
+
+    A special token cuts the text, and what follows it is a text of its own, with a space before
+    where texts have one; those of Phi-3 also take the white space after them.
+    """
+    first, end, others = specials
+    learning = Tokenizer(models.BPE())
+    learning.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    texts = [TEXT, *(turn.content for turns in CONVERSATIONS for turn in turns)]
+    learning.train_from_iterator(
+        [text.replace("\n", " ") for text in texts],
+        trainers.BpeTrainer(vocab_size=300, show_progress=False),
+    )
+    learnt = json.loads(learning.to_str())["model"]
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *learnt["vocab"]]
+    made = Tokenizer(
+        models.BPE(
+            {token: number for number, token in enumerate(tokens)},
+            [tuple(pair) for pair in learnt["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    space = [normalizers.Prepend("▁")] if space_first else []
+    made.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    marks = [token for token in (first, end, *others) if token and token != "<unk>"]
+    made.add_special_tokens(
+        [AddedToken(m, rstrip=m.startswith("<|") and m != end, normalized=False) for m in marks]
+    )
+    save(made, first, end, folder)
     return made
 
 
@@ -154,11 +215,24 @@ def check(name: str, tokenizer: Tokenizer, end: str, last_only: bool, turns: Any
 
 
 def the_tokens_are_the_same(
-    tmp_path: Path, presets: Mapping[str, Any], specials: Mapping[str, Any], plant: str = ""
+    tmp_path: Path,
+    presets: Mapping[str, Any],
+    specials: Mapping[str, Any],
+    plant: str = "",
+    pieces: Mapping[str, bool] | None = None,
 ) -> None:
-    tokenizers = {name: tokenizer_of(specials[name], tmp_path / name) for name in presets}
+    tokenizers = {}
     for name, model in presets.items():
-        given(tmp_path / name, model)
+        folder = tmp_path / name
+        if pieces and name in pieces:
+            made = pieces_of(specials[name], folder, space_first=pieces[name])
+        else:
+            made = tokenizer_of(specials[name], folder)
+        tokenizers[name] = made
+        if name in CARRIED:
+            assert model.template is None
+            store.write_text(folder / "chat_template.jinja", template_of_trl(CARRIED[name]))
+        given(folder, model)
     rows = iter(prepared_and_served(*(tmp_path / name for name in presets), plant=plant))
     for name, model in presets.items():
         end = model.end_of_turn or specials[name][1]
@@ -193,11 +267,35 @@ def test_each_preset_trains_on_the_tokens_that_its_server_receives(tmp_path: Pat
         chat_template=template_of_trl(REFUSES_SYSTEM),
         template_head=INTO_THE_QUESTION,
     )
+    in_pieces = {f"{name} in pieces": name for name in PIECES}
     the_tokens_are_the_same(
         tmp_path,
-        presets | {"refuses system": refusing},
-        SPECIALS | {"refuses system": SPECIALS["gemma3"]},
+        presets
+        | {"refuses system": refusing}
+        | {name: presets[preset] for name, preset in in_pieces.items()},
+        SPECIALS
+        | {"refuses system": SPECIALS["gemma3"]}
+        | {name: SPECIALS[preset] for name, preset in in_pieces.items()},
+        pieces={name: PIECES[preset] for name, preset in in_pieces.items()},
     )
+
+
+def test_every_preset_is_among_those_whose_tokens_are_compared() -> None:
+    ours = {"hub", "local", "scratch", "scratch_small", "scratch_large"}
+    assert {path.stem for path in (ROOT / "conf/model").glob("*.yaml")} - ours == set(SPECIALS)
+
+
+@pytest.mark.parametrize("preset", sorted(set(SPECIALS) - set(CARRIED)))
+def test_the_prompt_of_a_preset_asks_for_no_date(preset: str) -> None:
+    sandbox = pytest.importorskip("jinja2.sandbox")
+    environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["strftime_now"] = lambda form: pytest.fail(f"{preset} asks for {form}")
+    template = environment.from_string(model_config(preset).template)
+    asked = [{"role": "user", "content": "What is blue?"}]
+    text = template.render(
+        messages=asked, add_generation_prompt=True, bos_token="", eos_token="<end>"
+    )
+    assert "What is blue?" in text
 
 
 @pytest.mark.parametrize(
