@@ -4,6 +4,7 @@ The tests of this module share one project and run in order: each goes on from t
 """
 
 import contextlib
+import csv
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from dag import edit, ran, runs, sh
 
 def test_a_changed_learning_rate_runs_finetune_and_what_follows_even_after_two_kills(project):
     edit(project, "conf/finetune/full.yaml", "learning_rate:", "learning_rate: 2.0e-3  #")
-    longer = "num_epochs: 20, save_steps: 2"
+    longer = "num_epochs: 8, save_steps: 2"
     edit(project, "conf/experiment/quick.yaml", "finetune: {num_epochs: 1", f"finetune: {{{longer}")
     with started_run(project) as first:
         wait_for(lambda: trainers(first))
@@ -41,6 +42,9 @@ def test_a_changed_learning_rate_runs_finetune_and_what_follows_even_after_two_k
     told = [row for row in rows if row["note"].startswith("going on") or row["unit"] == "steps"]
     begun = int(told[0]["note"].removeprefix("going on from step "))
     assert begun % 2 == 0 and told[1]["done"] == begun + 1, "steps are made again"
+    with (project / "data/finetune/curve.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < 0.9 * losses[0], "the tuned model learns nothing"
 
 
 @contextlib.contextmanager
