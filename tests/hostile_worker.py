@@ -11,12 +11,21 @@ import time
 from stages.crawl import source, workers
 from stages.crawl.page import Page, UnreadableError
 
+CPU_S = 1.0
+"""What the tests let a page take."""
+
 
 def parse(_, address, body):
     match body.data.decode().split():
         case ["spin"]:
             while True:
                 pass
+        case ["spin", "briefly"]:
+            until = time.process_time() + 2 * CPU_S
+            while time.process_time() < until:
+                pass
+        case ["reserve"]:
+            bytearray(2**30)  # above the limit, and touched by nobody
         case ["regex"]:
             re.match("(a|a)*b", "a" * 60)
         case ["sleep"]:
@@ -53,5 +62,10 @@ def parse(_, address, body):
 
 if __name__ == "__main__":
     source.parse = parse
+    match sys.argv[1:]:  # a defect, which the tests are to see
+        case ["unlimited"]:
+            workers._limit = lambda *_: None
+        case ["outgoing"]:
+            workers._stay_inside = lambda *_: None
     workers.main()
     sys.exit()

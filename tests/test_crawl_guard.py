@@ -20,8 +20,11 @@ from sites import MISSING, crawled, link, ok, page, responding, sections
 
 from stages.core.errors import PipelineError
 from stages.crawl import guard, web
+from stages.crawl.files import remote
 from stages.crawl.guard import addresses
+from stages.crawl.pages import Pages
 from stages.crawl.shells import chromium
+from stages.crawl.site import Filter
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = "93.184.216.34"
@@ -492,6 +495,46 @@ def test_fsspec_goes_through_the_proxy_alone(tmp_path, fake, monkeypatch):
         open_everything(net, proxy, [*net.urls()[::2], *redirects, *moving])
         assert net.violations() == []
         assert net.reached() > 20
+
+
+def list_everything(folder, urls):
+    """As the source of kind `files` does; how many were refused."""
+    cfg, _ = sections(obey_robots=False, delay_s=0.0, timeout_s=5.0)
+    refused = 0
+    with Pages(folder / "listed.sqlite") as pages:
+        crawl = pages.begin("files", "s")
+        for url in urls:
+            try:
+                with remote.opened(cfg, url, [], Filter.of([], []), crawl, bool) as (found, _):
+                    refused += any(row.reason or not row.open(1) for row in found)
+            except (PipelineError, OSError):
+                refused += 1
+    return refused
+
+
+def test_files_at_an_address_are_listed_through_the_proxy_alone(tmp_path, fake):
+    with proxied(tmp_path, fake) as (net, _):
+        redirects = [f"http://site.example/to/{at}" for at in range(0, VECTORS, 7)]
+        urls = [*net.urls(HERE)[::2], *net.urls(list(REBINDING))[::2], *redirects]
+        assert list_everything(tmp_path, urls) > 40  # a name that moves may be public in time
+        assert net.violations() == []
+        assert net.reached() >= len(redirects)
+
+
+def test_the_suite_sees_an_fsspec_without_the_proxy(tmp_path, fake, monkeypatch):
+    storage = guard.storage
+
+    def heedless(*of):
+        return {name: value for name, value in storage(*of).items() if name != "proxy"}
+
+    monkeypatch.setattr(guard, "storage", heedless)
+    with proxied(tmp_path, fake) as (net, proxy):
+        list_everything(tmp_path, net.urls(["127.0.0.1", "loop.example", "10.0.0.1"]))
+        assert "the canary" in net.violations()
+        assert any(line.startswith("10.0.0.1 ") for line in net.violations())
+    with proxied(tmp_path, fake) as (net, proxy):
+        open_everything(net, proxy, net.urls(["127.0.0.1", "rebind-1.example"]))
+        assert "the canary" in net.violations()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from hostile_worker import CPU_S
 
 from stages.crawl import workers
 from stages.crawl.page import UnreadableError
@@ -18,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = Web.model_validate(
     yaml.safe_load((HERE.parent / "conf/source/web.yaml").read_text()) | {"url": "http://x.org/"}
 )
-LIMITS = workers.Limits(cpu_s=1.0, memory_mb=512)
+LIMITS = workers.Limits(cpu_s=CPU_S, memory_mb=512)
 
 
 @pytest.fixture
@@ -41,8 +42,10 @@ def parsed(*pages, **options):
 
 HOSTILE = {
     b"spin": ("parse_timeout", ""),
+    b"spin briefly": ("parse_timeout", ""),
     b"regex": ("parse_timeout", ""),
     b"allocate": ("parse_memory", ""),
+    b"reserve": ("parse_memory", ""),
     b"allocate slowly": ("parse_memory", ""),
     b"kill": ("parse_memory", ""),  # as the kernel does where memory is short
     b"segv": ("parse_crashed", "SIGSEGV"),
@@ -71,6 +74,22 @@ def test_a_hostile_page_costs_itself_and_no_other(hostile, kinds, monkeypatch):
         assert found[2 * at] == f"before {at}"
         assert found[2 * at + 1] == HOSTILE[page], page
     assert found[2 * len(kinds) :] == ["after"] * 40
+
+
+@pytest.mark.parametrize(
+    ("defect", "page"),
+    [
+        ("unlimited", b"reserve"),
+        pytest.param("unlimited", b"spin briefly", marks=pytest.mark.slow),
+        pytest.param("outgoing", b"connect", marks=pytest.mark.slow),
+    ],
+)
+def test_the_suite_sees_a_worker_without_its_limits(hostile, defect, page, monkeypatch):
+    test_a_hostile_page_costs_itself_and_no_other(hostile, [page], monkeypatch)
+    workers._end_idle()
+    monkeypatch.setattr(workers, "COMMAND", [*workers.COMMAND, defect])
+    with pytest.raises(AssertionError, match=page.decode()):
+        test_a_hostile_page_costs_itself_and_no_other(hostile, [page], monkeypatch)
 
 
 def test_a_page_that_waits_is_ended_by_the_clock(hostile, monkeypatch):

@@ -78,13 +78,18 @@ class _Gate:
         self._max_bytes = max_bytes
         self._refused = refused
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def close(self) -> None:
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:  # it was accepted, and not yet heard, when the proxy ended
+            writer.close()
+            return
         task = asyncio.get_running_loop().create_task(self._answer(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
