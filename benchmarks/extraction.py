@@ -6,17 +6,18 @@ of four words in a row, after the marks of Markdown are taken from every output 
 A title at its head is taken away
 likewise. Without the folder that part is left out.
 
-Manuals: four sites from Debian (`apt-get install python3-doc python-sqlalchemy-doc git-doc
-nodejs-doc`), whose packages carry the pages' sources too. extraction_gold.py reads headings, code,
-signatures and navigation from the sources, never from the HTML. One site, `HELD_OUT`, was not
-looked at before the final run.
+Manuals: four sites from Debian (`apt-get install python3-doc python-sqlalchemy-doc
+python3-sqlalchemy git-doc nodejs-doc`), whose packages carry the pages' sources too.
+extraction_gold/ reads headings, code, signatures and navigation from the sources, never from the
+HTML. One site, `HELD_OUT`, was not looked at before its first run, and has been since.
 
 - headings: on a `#` line of their own, with their level (one shift for a whole page is allowed);
 - code: every line byte for byte, one after the other, below one indentation;
 - fenced: the same, as the whole of one fence; languages: of those, the named language is kept;
 - signatures: whole on one line; anchors: headings whose address is one that the source gives;
 - prose: words of paragraphs, by four in a row; leaks: lines that are a line of the site's frame or
-  the title of another page, and that the page's source does not hold.
+  the title of another page, and that neither the page's source nor the docstrings that it brings
+  in hold.
 
 Time is CPU time of one process; all extractors take the same pages in turns, parts of ten.
 """
@@ -245,7 +246,7 @@ def manuals(names: Sequence[str] | None, quick: bool, show: int) -> list[tuple[s
     for source in SOURCES:
         if names and source.name not in names:
             continue
-        if not source.html.is_dir():
+        if not all(folder.is_dir() for folder in (source.html, source.code) if folder):
             print(f"\n{source.name}: left out: apt-get install {source.package}")
             continue
         figures += manual(source, quick, show, spent)
@@ -272,7 +273,7 @@ def manual(
     for name in run:
         spent.setdefault(name, [0.0] * len(costs[name]))
         spent[name] = [sum(two) for two in zip(spent[name], costs[name], strict=True)]
-    held_out = ", held out" if source.name == HELD_OUT else ""
+    held_out = ", once held out" if source.name == HELD_OUT else ""
     print(f"\n{source.name}: {len(pages)} pages ({source.generator}{held_out})")
     columns = ("headings", "code", "fenced", "languages", "signatures", "anchors", "prose")
     print(f"{'':<22}" + "".join(f"{column:>11}" for column in columns) + f"{'leaks':>7}{'ms':>8}")
@@ -364,8 +365,8 @@ def judge(
             continue  # too short to be told apart
         found.of["prose"] += len(wanted_words)
         found.counts["prose"] += sum(words in words_said for words in wanted_words)
-    whole_source = dense(source)
-    own = {dense(title.text) for title in gold.titles}
+    whole_source = dense("\n".join((source, *gold.brought)))
+    own = {dense(title) for title in (*(title.text for title in gold.titles), *gold.brought_titles)}
     hidden = _inside(fenced, page.text)
     named = 0
     for number, line in enumerate(lines):

@@ -220,6 +220,23 @@ def test_formulas_keep_their_tex(html: str, expected: str) -> None:
     assert markdown(html) == expected
 
 
+def test_a_power_in_a_heading_is_one_in_its_title_too() -> None:
+    found = page("<main><h1>Some 10<sup>6</sup> <a href='#x'><sup>n</sup></a> rows</h1></main>")
+    assert found.text == "# Some 10^6 ^n rows" and found.headings[0].title == "Some 10^6 ^n rows"
+
+
+def test_what_is_shown_later_is_text() -> None:
+    shown = "<p hidden>one</p><p style='display: none'>two</p><details><p>three</p></details>"
+    assert page(f"<main hidden style='display:none'>{shown}</main>").text.split() == [
+        *("one", "two", "three")
+    ]
+
+
+def test_a_mark_of_ours_in_a_page_makes_no_heading_and_stops_nothing() -> None:
+    html = "<h1>A</h1><p># &#xfdd0;7&#xfdd0; b &#xfdd0;</p><h2>&#xfdd0;0</h2>"
+    assert page(f"<main>{html}</main>").headings[0].title == "A"
+
+
 def test_a_footnote_is_text_and_no_link_there_and_back() -> None:
     html = (
         '<p>So it is <a class="footnote-reference brackets" href="#f1" role="doc-noteref">[1]</a>.'
@@ -355,6 +372,36 @@ def test_the_benchmark_sees_a_planted_fault(kind: str, old: str, new: str) -> No
 
 def test_the_benchmark_sees_a_leak() -> None:
     assert judged(f"{GOOD}\n\n[Next page](https://docs.example/n.html)")["leaks"] == 1
+
+
+def test_what_a_docstring_says_is_no_leak(tmp_path: Path) -> None:
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .inner import Base as Shown\n")
+    (package / "inner.py").write_text(
+        '"""About it.\n\nBasic use\n---------\n\nSee :ref:`next`.\n"""\n'
+        'class Root:\n    kind = 1\n    """Next page."""\n'
+        'class Base(Root):\n    def f(self):\n        """All pages."""\n'
+    )
+    source = ".. module:: pkg\n\n.. autoclass:: Shown\n\n.. automodule:: pkg.inner\n"
+    gold = extraction_gold.read_rst(source, extraction_gold.Docstrings(tmp_path))
+    assert gold.brought[:2] == ["All pages.", "Next page."] and gold.num_references == 1
+    lines = "\n\n".join(
+        (
+            "Next page",
+            "All pages",
+            "## Basic use",
+            "Another page",
+            "[Other](https://docs.example/o)",
+        )
+    )
+    frame = {"nextpage", "allpages", "basicuse", "anotherpage", "other"}
+    leaks = {}
+    for found_in in (gold, extraction_gold.read_rst(source)):
+        found = extraction.Found(extraction.Counter(), extraction.Counter())
+        extraction.judge(Page(HERE, "", lines), found_in, source, frame, found, {}, "x")
+        leaks[found_in is gold] = found.counts["leaks"]
+    assert leaks == {True: 1, False: 5}  # the one reference may name its page
 
 
 def test_articles_are_scored_as_their_benchmark_does(tmp_path: Path) -> None:

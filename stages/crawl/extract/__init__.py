@@ -6,21 +6,25 @@ from html_to_markdown import ConversionOptions, PreprocessingOptions, convert
 from selectolax.lexbor import LexborHTMLParser
 
 from stages.core.records import Heading
-from stages.crawl.extract import body, cleaning
-from stages.crawl.extract.cleaning import INVISIBLE, MARK, MARKED, Title
+from stages.crawl.extract import body, definitions
+from stages.crawl.extract.cleaning import clean
+from stages.crawl.extract.headings import Title
+from stages.crawl.extract.links import publisher
+from stages.crawl.extract.plain import MARK, MARKED, plain, visible
 from stages.crawl.page import Page
 from stages.crawl.site import Site, base_of
 
 __all__ = ["extract"]
 
 _HEADING_LINE = re.compile(r"(?:[\s>*+-]|\d+[.)])*(#{1,6}) ")
-_PRE = re.compile(r"(<pre\b.*?</pre>)", re.S)
+_PRE = re.compile(r"<pre[\s>]")
+_PRE_END = "</pre>"
 _OPTIONS = ConversionOptions(
     extract_metadata=False,
     bullets="-",
     compact_tables=True,  # padding costs tokens, and an edit of one row would change them all
     expand_abbreviations=False,  # Sphinx marks the `*` and `/` of signatures as abbreviations
-    hidden_content="reachable",  # the panels of a tab are text
+    hidden_content="drop",  # nothing is hidden any more, and looking for it costs a fifth
     highlight_style="none",
     preprocessing=PreprocessingOptions(enabled=False),  # it guesses at menus; `cleaning` does not
 )
@@ -32,7 +36,7 @@ def extract(html: str, url: str, site: Site) -> Page:
     public = site.publish(url) or url
     name, canonical, base = "", None, url
     if tree.head is not None:
-        name = cleaning.plain(tree.head.css_first("title"))
+        name = plain(tree.head.css_first("title"))
         link = tree.head.css_first('link[rel="canonical"][href]')
         if link is not None:
             inside = site.resolve(link.attributes.get("href") or "", url)
@@ -42,8 +46,8 @@ def extract(html: str, url: str, site: Site) -> Page:
     main = body.find(html, tree)
     if main is None:
         return Page(public, name, "", (), canonical)
-    titles = cleaning.clean(html, tree, main, cleaning.publisher(url, base, site))
-    text, headings = _converted(main.html or "", titles)
+    titles = clean(tree, main, publisher(url, base, site))
+    text, headings = _converted(definitions.spell(main.html or ""), titles)
     top = next((heading.title for heading in headings if heading.level == 1), "")
     return Page(public, top or name, text, headings, canonical)
 
@@ -53,27 +57,18 @@ def _converted(html: str, titles: list[Title]) -> tuple[str, tuple[Heading, ...]
 
     A space that must not break is a space, in code too, where it would be an error.
     """
-    source = html.replace("&nbsp;", " ")
-    # Between code, white space of any kind is one space.
-    parts = (
-        part.replace("\xa0", " ")
-        if part.startswith("<pre")
-        else " ".join((part if part.isascii() else INVISIBLE.sub("", part)).split())
-        for part in _PRE.split(source)
-    )
-    marked = (convert("".join(parts), _OPTIONS).content or "").strip("\n")
-    pieces: list[str] = []
+    marked = (convert(_narrowed(html.replace("&nbsp;", " ")), _OPTIONS).content or "").strip("\n")
+    pieces = MARKED.split(marked)  # text, the number of a heading, text, …
     headings = []
-    length = last = 0  # bytes of the text so far; where the marked text has been read to
-    for mark in MARKED.finditer(marked):
-        piece = marked[last : mark.start()]
-        pieces.append(piece)
-        length += len(piece.encode())
-        last = mark.end()
-        line = "".join(pieces[-2:]).rpartition("\n")[2]
+    length, line = 0, ""  # bytes of the text so far, and its last line
+    for at, piece in enumerate(pieces):
+        if at % 2 == 0:
+            length += len(piece.encode())
+            line = piece.rpartition("\n")[2] if "\n" in piece else line + piece
+            continue
         opening = _HEADING_LINE.fullmatch(line)
-        if opening:  # in a table cell it is no heading line
-            title, anchor = titles[int(mark.group(1))]
+        if opening and int(piece) < len(titles):  # in a table cell it is no heading line
+            title, anchor = titles[int(piece)]
             headings.append(
                 Heading(
                     start=length - len(line.encode()),
@@ -82,5 +77,23 @@ def _converted(html: str, titles: list[Title]) -> tuple[str, tuple[Heading, ...]
                     anchor=anchor,
                 )
             )
-    pieces.append(marked[last:])
-    return "".join(pieces), tuple(headings)
+    return "".join(pieces[::2]), tuple(headings)
+
+
+def _narrowed(html: str) -> str:
+    """White space of any kind as one space, except in code."""
+    parts = []
+    at = 0
+    for opening in _PRE.finditer(html):
+        end = html.find(_PRE_END, opening.end())
+        if opening.start() >= at and end >= 0:
+            end += len(_PRE_END)
+            code = html[opening.start() : end].replace("\xa0", " ")
+            parts += [_one_space(html[at : opening.start()]), code]
+            at = end
+    parts.append(_one_space(html[at:]))
+    return "".join(parts)
+
+
+def _one_space(html: str) -> str:
+    return " ".join((html if html.isascii() else visible(html)).split())

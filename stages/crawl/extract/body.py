@@ -22,6 +22,7 @@ MAIN = {
     "#main-content": "main-content",
     "#main": "main",
 }
+_ROLE = "[role=main]"
 HEADING_TAGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 HEADINGS = ", ".join(HEADING_TAGS)
 # What manuals have and articles lack: code, and headings that can be linked to.
@@ -79,10 +80,15 @@ def _marked(html: str, tree: LexborHTMLParser) -> LexborNode | None:
         content = tree.css_first("#header + #content")
         if content is not None and tree.css_first("#header > h1") is not None:
             return content.parent  # AsciiDoc: the title and the first section are in the header
+    roles: list[LexborNode] | None = None
     for selector, word in MAIN.items():
         if word not in html:
             continue  # looked for in the text, which is ten times as fast
-        nodes = [node for node in tree.css(selector) if _says(node)]
+        if selector.endswith(_ROLE):
+            roles = tree.css(_ROLE) if roles is None else roles
+            nodes = [node for node in roles if node.css_matches(selector) and _says(node)]
+        else:
+            nodes = [node for node in tree.css(selector) if _says(node)]
         if selector == "article" and len(nodes) > 1:
             continue  # a list of teasers
         if nodes:
@@ -107,8 +113,7 @@ def _narrowed(frame: LexborNode) -> LexborNode:
                 child
                 for child in node.iter()
                 if child.tag in ("div", "section", "article", "main")
-                and len(_dense(child.text())) >= enough  # cheap, and few pass
-                and _num_said(child) >= enough
+                and _num_said(child, enough) >= enough
             ),
             None,
         )
@@ -132,7 +137,7 @@ def _pruned(node: LexborNode) -> LexborNode:
         said = _num_said(child)
         if child.tag == "header":  # a heading is no word of a menu
             said -= sum(_num_said(heading) for heading in child.css(HEADINGS))
-        if 5 * said > len(_dense(child.text())):
+        if 5 * said > _num_letters(child.text()):
             continue
         if child.tag == "header" and not any(
             other.css_first(HEADINGS) for other in children if other.mem_id != child.mem_id
@@ -145,10 +150,17 @@ def _pruned(node: LexborNode) -> LexborNode:
     return node
 
 
-def _num_said(node: LexborNode) -> int:
-    """Letters outside of links, scripts and styles."""
-    silent = "".join([inner.text() for inner in node.css("a, script, style")])
-    return len(_dense(node.text())) - len(_dense(silent))
+def _num_said(node: LexborNode, least: float = 0) -> int:
+    """Letters outside of links, scripts and styles; or any number, if there are fewer than that."""
+    letters = _num_letters(node.text())
+    if letters < least:
+        return letters
+    return letters - _num_letters("".join([part.text() for part in node.css("a, script, style")]))
+
+
+def _num_letters(text: str) -> int:
+    """Characters other than spaces."""
+    return len(text.encode("ascii", "replace").translate(None, b" \t\n\r\f\v\x1c\x1d\x1e\x1f"))
 
 
 # --- articles ----------------------------------------------------------------------------------
