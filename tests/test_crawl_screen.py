@@ -10,8 +10,11 @@ from pathlib import Path
 import brotli
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sites import crawled, link, ok, page, serving
 
+from stages.crawl import screen
 from stages.crawl.screen import SMALL_CHARS, fault
 
 MANY = 100_000
@@ -69,6 +72,30 @@ def test_a_page_that_would_take_for_ever_is_refused_at_once(name):
 @pytest.mark.parametrize("name", HARMLESS)
 def test_a_large_page_that_is_flat_is_read(name):
     assert fault(HARMLESS[name]) is None
+
+
+PIECES = (
+    *("<div>", "</div>", "<DIV>", "<div/>", "<b>", "</b>", "<b\n>", "<p>", "</p>", "<li>", "<td>"),
+    *("<br>", "<svg>", "</svg>", "<path/>", '<span class="q">', "</span>", "</x>", "<", " x "),
+    *("<x-y a='>'>", "<a ='>", '<a ="x="y>', "<a b=c d=e f=g>", '<i b="c" d>', "</i>", '"', "'"),
+    *("<script>", "</script>", "<title>", "</title>", "<textarea>", "</textarea >", "<!--", "-->"),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=60))
+def test_the_quick_look_clears_no_page_that_the_whole_pass_refuses(pieces):
+    html = "".join(pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("MAX_DEPTH", 7), ("MAX_ATTRIBUTES", 3), ("SMALL_CHARS", 0)):
+            patch.setattr(screen, name, value)
+        assert fault(html) == screen._fault(html)
+
+
+def test_the_quick_look_clears_what_people_write():
+    body = '<div class="a"><ul>' + '<li><p>One <b id="x">more</b><br></p></li>' * 99 + "</ul></div>"
+    assert screen._is_surely_flat(f"<html><body>{body * 99}</body></html>")
+    assert not screen._is_surely_flat("<div></x>" * 600)
 
 
 def test_no_real_page_is_refused():

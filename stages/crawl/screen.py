@@ -18,13 +18,28 @@ _NAME = r"[a-zA-Z][^\s/>]*+"
 _VALUE = r"(?:\"[^\"]*+(?:\"|\Z)|'[^']*+(?:'|\Z)|[^\s>\"'][^\s>]*+)?+"
 _ATTRIBUTE = rf"[^\s/>][^\s/>=]*+(?:\s*+=\s*+{_VALUE})?+"
 # As the standard reads them, in one pass: what is not closed goes on to the end.
-_TOKEN = re.compile(
-    r"<(script|style|textarea|title|xmp|iframe|noembed|noframes)(?=[\s/>]).*?(?:</\1(?=[\s/>])|\Z)"
+_ANY = (
+    r"<(?P<raw>(?i:script|style|textarea|title|xmp|iframe|noembed|noframes))(?=[\s/>]).*?"
+    r"(?:</(?i:(?P=raw))(?=[\s/>])|\Z)"
     r"|<!--.*?(?:-->|\Z)"
-    rf"|<(/?+)({_NAME})((?:[\s/]*+{_ATTRIBUTE})*+)[\s/]*+(?:>|\Z)",
-    re.I | re.S,
+    rf"|<(?P<closing>/?+)(?P<name>{_NAME})"
+    rf"(?P<attributes>(?:[\s/]*+{_ATTRIBUTE})*+)[\s/]*+(?:>|\Z)"
 )
+_TOKEN = re.compile(_ANY, re.S)
 _ONE_ATTRIBUTE = re.compile(_ATTRIBUTE)
+RUN_DEPTH = 4
+"""Up to which depth elements are skipped as a whole that end as they began."""
+_PLAIN = r"(?:[ \n][a-zA-Z_:@.-]++(?:=\"[^\"<>]*+\")?+){0,64}+>"
+
+
+def _run(depth: int) -> str:
+    """Elements without a loose end one after the other, up to a depth."""
+    within = f"(?:{_run(depth - 1)})?+" if depth > 1 else ""
+    name = f"run{depth}"
+    return rf"(?:<(?P<{name}>[a-zA-Z][a-zA-Z0-9-]*+){_PLAIN}[^<]*+{within}</(?P={name})>[^<]*+)++"
+
+
+_RUN_OR_TOKEN = re.compile(f"{_run(RUN_DEPTH)}|{_ANY}", re.S)
 _VOID = frozenset(
     (
         *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param"),
@@ -51,10 +66,42 @@ def fault(html: str) -> str | None:
         return None
     if html.count("<") > MAX_TAGS:
         return "too_many_tags"
+    return None if _is_surely_flat(html) else _fault(html)
+
+
+def _is_surely_flat(html: str) -> bool:
+    """Is no element deeper than allowed, even if no opening ended one before it?
+
+    Elements that end as they began leave nothing open, and what an ending closes besides its own
+    name only makes the page flatter: ordinary pages pass here, at a fifth of the time.
+    """
+    counts: dict[str, int] = {}
+    depth = 0
+    for token in _RUN_OR_TOKEN.finditer(html):
+        closing, name, attributes = token.group("closing", "name", "attributes")
+        if name is None:
+            continue
+        name = name.lower()
+        if closing:
+            if counts.get(name, 0):
+                counts[name] -= 1
+                depth -= 1
+            continue
+        if len(attributes) > MAX_ATTRIBUTES:
+            return False
+        if name not in _VOID:
+            counts[name] = counts.get(name, 0) + 1
+            depth += 1
+            if depth > MAX_DEPTH - RUN_DEPTH:
+                return False
+    return True
+
+
+def _fault(html: str) -> str | None:
     open_names: list[str] = []
     counts: dict[str, int] = {}
     for token in _TOKEN.finditer(html):
-        closing, name, attributes = token.group(2, 3, 4)
+        closing, name, attributes = token.group("closing", "name", "attributes")
         if name is None:
             continue
         name = name.lower()
