@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from test_finetune import (
     one_line,
     section,
     tuning_config,
+    workspace,
 )
 
 from stages.__main__ import main
@@ -27,12 +27,7 @@ from stages.core import store
 from stages.core.errors import PipelineError
 from stages.finetune import bundle
 
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    yield Workspace(tmp_path)
+__all__ = ["workspace"]
 
 
 def packing(**values: Any) -> Any:

@@ -27,12 +27,15 @@ from test_finetune import (
     model_config,
     one_line,
     tuning_config,
+    workspace,
 )
 
 from stages import finetune
 from stages.core import progress, store
 from stages.core.errors import PipelineError
 from stages.finetune import bundle, checkpoints, failures, trainer, training
+
+__all__ = ["workspace"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -256,13 +259,6 @@ def survive(
     assert {p.name: store.digest(p) for p in killed.iterdir()} == {
         p.name: store.digest(p) for p in exact.iterdir()
     }
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    yield Workspace(tmp_path)
 
 
 def small(workspace: Workspace, pace: float = 0.02, **values: Any) -> Training:

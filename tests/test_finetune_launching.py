@@ -27,6 +27,7 @@ from test_finetune import (
     one_line,
     section,
     tuning_config,
+    workspace,
 )
 from test_finetune_checkpoints import Training, the_stage
 
@@ -37,6 +38,8 @@ from stages.core.errors import PipelineError
 from stages.finetune import launching
 from stages.finetune.launching import job as jobs
 from stages.finetune.launching.job import Job
+
+__all__ = ["workspace"]
 
 
 def option(kind: str, **values: Any) -> dict[str, Any]:
@@ -60,13 +63,6 @@ def a_job(folder: Path, **values: Any) -> Job:
         "num_processes": 1,
     }
     return Job(**wanted | values)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    yield Workspace(tmp_path)
 
 
 # --- what a job is given -------------------------------------------------------------------------

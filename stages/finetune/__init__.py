@@ -158,7 +158,7 @@ def tune_hosted(
     report = hosted.tune(launcher, cfg.kind, cfg.seed, out)
     store.write(out / "rejects.jsonl", [])
     metrics: dict[str, float] = {"num_examples": report.num_examples, "num_steps": report.total}
-    if report.steps:
+    if report.has("loss"):
         training.write_curve({"tune": report}, out / "curve.csv")
         metrics["train_loss"] = report.final("loss")
         if report.has("eval_loss"):

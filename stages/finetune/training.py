@@ -122,26 +122,22 @@ def weights_fault(folder: Path) -> str | None:
 
 def note_left_behind(work: Path) -> None:
     """Say what other trainings keep on the disk that have not ended, and that no one runs."""
-    left = []
-    for folder in work.parent.glob("*"):
-        if folder in (work, work.with_suffix(".lock")) or not folder.is_dir():
-            continue
-        if not (folder / bundle.KEPT).exists() and not runs(folder):
-            left.append(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()))
-    if left:
+    others = (path for path in work.parent.glob("*") if path.is_dir() and path != work)
+    sizes = [left_behind(path) for path in others if not (path / bundle.KEPT).exists()]
+    if left := [size for size in sizes if size]:
         progress.note(
             f".cache/training keeps {sum(left) / 1e9:.3g} GB of {len(left)} other trainings that "
             "have not ended: remove what is not to be gone on with"
         )
 
 
-def runs(work: Path) -> bool:
-    """Whether another process trains there."""
+def left_behind(work: Path) -> int:
+    """Bytes of a training's folder; 0 while another process trains there."""
     try:
         with filelock.FileLock(work.with_name(f"{work.name}.lock"), timeout=0):
-            return False
+            return sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     except filelock.Timeout:
-        return True
+        return 0
 
 
 def job(cfg: Config, model: base.Config, start: Start, out: Path, work: Path) -> Job:
