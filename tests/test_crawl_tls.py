@@ -132,7 +132,7 @@ def reached(https):
 UNVERIFIED = """
 import stages.crawl.guard.reactor as guard
 settings = guard.settings
-guard.settings = lambda hosts: {**settings(hosts), "DOWNLOAD_VERIFY_CERTIFICATES": False}
+guard.settings = lambda *of: {**settings(*of), "DOWNLOAD_VERIFY_CERTIFICATES": False}
 """
 
 
@@ -141,7 +141,7 @@ def crawl_all(https, tmp_path):
     links = link(*(f"{origin}/" for origin, _ in https.values()))
     answers = {"/": ok(page("Start", links))}
     with responding(lambda _: lambda asked: answers.get(asked.path, MISSING)) as (start, _):
-        refreshed(tmp_path / "out", url=f"{start}/", external=True, timeout_s=20.0)
+        refreshed(tmp_path / "out", url=f"{start}/", external=True, timeout_s=20.0, retry_s=0.0)
     [held] = snapshot.read(snapshot_beside(tmp_path / "out"))["web"]
     return {name: held.left_out.get(f"{origin}/") for name, (origin, _) in https.items()}
 
@@ -156,7 +156,7 @@ def test_scrapy_refuses_a_certificate_that_does_not_hold(https, tmp_path):
 
 def test_a_start_page_whose_certificate_does_not_hold_is_one_line(https, tmp_path):
     with pytest.raises(PipelineError, match=r"^source\.url: .*(?i:certificate)") as caught:
-        refreshed(tmp_path / "out", url=f"{https['expired'][0]}/")
+        refreshed(tmp_path / "out", url=f"{https['expired'][0]}/", retry_s=0.0)
     assert "\n" not in str(caught.value)
 
 
