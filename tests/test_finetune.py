@@ -814,7 +814,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
     sys.modules.pop("docent_axolotl", None)
 
 
-def test_with_cuda_the_plugin_patches_nothing(plugin: Any) -> None:
+def test_with_cuda_the_plugin_leaves_the_keys_and_the_libraries_of_processes(plugin: Any) -> None:
     cfg = {"learning_rate": 1.0, "plugins": [recipe.PLUGIN]}
     before = set(sys.modules)
     plugin.Plugin().register(cfg)
@@ -823,6 +823,18 @@ def test_with_cuda_the_plugin_patches_nothing(plugin: Any) -> None:
     arguments = plugin.Plugin().get_training_args(types.SimpleNamespace(deepspeed=None))
     assert not {"bf16", "use_cpu"} & arguments.keys()
     assert arguments["logging_nan_inf_filter"] is False
+
+
+def test_the_plugin_tells_how_many_processes_train(
+    plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCENT_REPORT", str(tmp_path / "report"))
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    model = types.SimpleNamespace(parameters=list)
+    trainer = types.SimpleNamespace(model=model, train_dataset=["a", "b"])
+    plugin.Plugin().add_callbacks_post_trainer({}, trainer)
+    said = json.loads((tmp_path / "report").read_text())
+    assert said == {"num_parameters": 0, "num_examples": 2, "num_processes": 8}
 
 
 def test_a_key_that_axolotl_does_not_know_is_told_with_ours(

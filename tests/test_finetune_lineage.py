@@ -13,13 +13,14 @@ from test_finetune import (
     local_model,
     model_config,
     one_line,
+    section,
     tuning_config,
     workspace,
 )
 
 from stages.core import store
 from stages.core.records import Document
-from stages.finetune import hardware, lineage
+from stages.finetune import card, hardware, lineage
 
 __all__ = ["workspace"]
 
@@ -240,18 +241,42 @@ def test_the_card_is_equal_for_equal_runs_and_names_what_shaped_the_model(
     workspace: Workspace,
 ) -> None:
     digest = trained(workspace)
-    card = (OUT / "README.md").read_text()
+    said = (OUT / "README.md").read_text()
     trained(workspace)
-    assert (OUT / "README.md").read_text() == card
-    assert str(workspace.folder) not in card
+    assert (OUT / "README.md").read_text() == said
+    assert str(workspace.folder) not in said
     for named in (digest, "`lora`", "../evaluate/verdict.json", "train_loss", "- u0"):
-        assert named in card, named
-    assert store.digest(Path("data/train.jsonl")) in card
+        assert named in said, named
+    assert store.digest(Path("data/train.jsonl")) in said
+
+
+def test_the_card_tells_losses_from_counts_and_shows_whole_numbers_whole(
+    workspace: Workspace,
+) -> None:
+    told = "say(num_parameters=134515008, num_examples=len(rows), num_processes=8)"
+    cfg = tuning_config(
+        "dpo", python=workspace.trainer(told), micro_batch_size=2, gradient_accumulation_steps=3
+    )
+    workspace.run(cfg, local_model(Path("m")))
+    said = (OUT / "README.md").read_text()
+    assert "| examples a step | 48 |" in said  # of the 8 processes that there were
+    losses, _, rest = said.partition("## Losses")[2].partition("## Preferences")
+    preferences, _, counts = rest.partition("## Counts")
+    assert "| train_loss | 1 |" in losses and "nats per token" in losses
+    assert "num_" not in losses and "dpo" not in losses
+    assert "| dpo_accuracy | 1 |" in preferences and "num_" not in preferences
+    assert "| num_parameters | 134515008 |" in counts and "| num_examples | 8 |" in counts
+
+
+def test_the_card_counts_the_examples_of_all_nodes() -> None:
+    history = lineage.Lineage(base="b", documents=(), init_adapter=None)
+    launcher = section("finetune/launcher/local", num_nodes=3, rendezvous="10.0.0.1:29500")
+    cfg = tuning_config(num_processes=2, micro_batch_size=4, launcher=launcher)
+    said = card.render(cfg, model_config("llama32"), history, {}, {}, None)
+    assert "| examples a step | 24 |" in said
 
 
 def test_the_card_names_the_base_and_its_licence(workspace: Workspace) -> None:
-    from stages.finetune import card
-
     history = lineage.Lineage(base="b", documents=(), init_adapter=None)
     said = card.render(tuning_config(), model_config("llama32"), history, {}, {}, None)
     assert "base_model: meta-llama/Llama-3.2-1B-Instruct" in said

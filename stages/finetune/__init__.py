@@ -125,7 +125,8 @@ def run(
         files = {path.name: store.digest(path) for path in (documents, train, validation)}
         if isinstance(cfg, Dpo) and preferences:
             files[preferences.name] = store.digest(preferences)
-        card_text = card.render(cfg, model, history, files, metrics, digest)
+        trained_by = max(told.num_processes for told in reports.values())
+        card_text = card.render(cfg, model, history, files, metrics, digest, trained_by)
         store.write_text(out / "README.md", card_text)
     return metrics
 

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from stages.core import model as base
+from stages.finetune import launching
 from stages.finetune.lineage import Lineage
 from stages.finetune.settings import Config, CptThenSft, Dpo, Zero
 
@@ -19,8 +20,12 @@ def render(
     given: Mapping[str, str],
     metrics: Mapping[str, float],
     adapter: str | None,
+    num_processes: int = 0,
 ) -> str:
-    """The text of README.md: equal for equal runs, and without a path of this machine."""
+    """The text of README.md: equal for equal runs, and without a path of this machine.
+
+    `num_processes` is how many trained, as they say; 0 takes what the settings ask for.
+    """
     head = yaml.safe_dump(front(model, cfg), sort_keys=True).strip()
     paragraphs = [
         f"---\n{head}\n---\n\n# Tuned model",
@@ -40,12 +45,8 @@ def render(
                 ("documents trained on", "`lineage.json`"),
             ],
         ),
-        "## Recipe\n\n" + table(("setting", "value"), settings(cfg, model)),
-        "## Losses\n\n"
-        "Means over the last tenth of the steps, in nats per token.\n\n"
-        + table(
-            ("figure", "value"), [(name, f"{value:.4g}") for name, value in sorted(metrics.items())]
-        ),
+        "## Recipe\n\n" + table(("setting", "value"), settings(cfg, model, num_processes)),
+        *figures(metrics),
         "## Data\n\n" + table(("file", "SHA-256"), [(n, f"`{d}`") for n, d in given.items()]),
         pages(history),
     ]
@@ -88,13 +89,37 @@ def licence(model: base.Config) -> str:
     return f"The base has no licence of its own. {rest}"
 
 
-def settings(cfg: Config, model: base.Config) -> list[tuple[str, str]]:
+def figures(metrics: Mapping[str, float]) -> list[str]:
+    """The metrics, by what they measure."""
+    kinds: dict[str, list[tuple[str, str]]] = {title: [] for title in MEASURED}
+    for name, value in sorted(metrics.items()):
+        if "num_" in name:
+            kinds["Counts"].append((name, f"{value:.0f}"))
+        else:
+            kind = "Preferences" if name.startswith("dpo_") else "Losses"
+            kinds[kind].append((name, f"{value:.4g}"))
+    return [
+        f"## {title}\n\n{MEASURED[title]}\n\n" + table(("figure", "value"), rows)
+        for title, rows in kinds.items()
+        if rows
+    ]
+
+
+MEASURED = {
+    "Losses": "Means over the last tenth of the steps, in nats per token.",
+    "Preferences": "Means over the last tenth of the steps: how often the right answer was the "
+    "likelier one, by how much, and the loss of that comparison.",
+    "Counts": "Weights, steps, and the examples that were learned or left out as too long.",
+}
+
+
+def settings(cfg: Config, model: base.Config, num_processes: int) -> list[tuple[str, str]]:
     rows: list[tuple[str, Any]] = [
         ("recipe", cfg.kind),
         ("context in tokens", model.context_tokens),
         ("learning rate", cfg.learning_rate),
         ("epochs", cfg.num_epochs),
-        ("examples a step", examples_per_step(cfg)),
+        ("examples a step", examples_per_step(cfg, num_processes)),
     ]
     if isinstance(cfg, CptThenSft):
         rows += [("pretraining epochs", cfg.cpt_epochs)]
@@ -110,8 +135,9 @@ def settings(cfg: Config, model: base.Config) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in [*rows, ("seed", cfg.seed)]]
 
 
-def examples_per_step(cfg: Config) -> int:
-    return cfg.micro_batch_size * cfg.gradient_accumulation_steps * cfg.num_processes
+def examples_per_step(cfg: Config, num_processes: int) -> int:
+    asked = cfg.num_processes * launching.num_nodes(cfg.launcher)
+    return cfg.micro_batch_size * cfg.gradient_accumulation_steps * (num_processes or asked)
 
 
 def pages(history: Lineage) -> str:

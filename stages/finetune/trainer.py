@@ -25,6 +25,8 @@ class Report:
     num_parameters: int = 0
     num_examples: int = 0
     """Examples that were trained on, after Axolotl has dropped what is too long."""
+    num_processes: int = 0
+    """Those that trained together, on all machines."""
     too_long: dict[str, int] = field(default_factory=dict)
     """Tokens of each example that exceeds the context, by its id."""
     steps: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Report:
         else:
             self.num_parameters = row["num_parameters"]
             self.num_examples = row["num_examples"]
+            self.num_processes = row.get("num_processes", 0)
 
     def final(self, name: str) -> float:
         """The mean of a figure over the last tenth of the steps; of its last value if none."""

@@ -2,7 +2,9 @@
 
 `PYTHONPATH` holds this folder and the YAML says `plugins: [docent_axolotl.Plugin]`; the report's
 path comes in DOCENT_REPORT. Without it the plugin reports nothing, so that a rendered YAML also
-runs by hand. On a host with CUDA it changes nothing but the seed and the check of the loss.
+runs by hand. On a host with CUDA nothing of torch, Accelerate or DeepSpeed is changed; what else
+the plugin does is done there too: the seed, what of a chat is learned, how prepared examples are
+saved, the checks of keys, room, weights and loss, the seals of checkpoints, and counting tokens.
 """
 
 import ctypes
@@ -111,7 +113,11 @@ class Plugin(BasePlugin):  # type: ignore[misc]
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
-        report(num_parameters=parameters, num_examples=len(trainer.train_dataset))
+        report(
+            num_parameters=parameters,
+            num_examples=len(trainer.train_dataset),
+            num_processes=int(os.environ.get("WORLD_SIZE", "1")),
+        )
         return [Reporter()]
 
     def post_train(self, cfg: Any, model: Any) -> None:
