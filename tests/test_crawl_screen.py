@@ -82,10 +82,13 @@ PIECES = (
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=60))
-def test_the_quick_look_clears_no_page_that_the_whole_pass_refuses(pieces):
-    html = "".join(pieces)
+PATTERNS = st.tuples(st.lists(st.sampled_from(PIECES), max_size=6), st.integers(1, 20))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(PATTERNS, max_size=4))
+def test_the_quick_look_clears_no_page_that_the_whole_pass_refuses(patterns):
+    html = "".join("".join(pieces) * times for pieces, times in patterns)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("MAX_DEPTH", 7), ("MAX_ATTRIBUTES", 3), ("SMALL_CHARS", 0)):
             patch.setattr(screen, name, value)
