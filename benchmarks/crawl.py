@@ -77,6 +77,7 @@ def main() -> int:
     print(machine.describe("scrapy", "selectolax", "html-to-markdown", "trafilatura"))
     print(f"wget {wget}, nginx {said.strip()}, {rounds} rounds\n")
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # nginx does not serve as root, and must get in
         with served(DOCS, Path(folder)) as (url, log):
             found = measure(rounds, url, log, Path(folder))
         failed = report(found)
