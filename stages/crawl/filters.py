@@ -276,9 +276,5 @@ def near_duplicates(pages: Pages, threshold: float) -> dict[str, str]:
     others.
     """
     urls = sorted(pages, key=lambda url: (len(url), url))
-    found: dict[str, str] = {}
-    for first, second in shingles.pairs(
-        len(urls), lambda place: pages[urls[place]].text, SEED, threshold
-    ):
-        found.setdefault(urls[second], urls[first])
-    return found
+    alike = shingles.earliest(len(urls), lambda place: pages[urls[place]].text, SEED, threshold)
+    return {urls[second]: urls[first] for first, second in alike}
