@@ -423,6 +423,40 @@ def test_a_start_page_that_leads_to_none_is_no_empty_success(tmp_path: Path) -> 
     assert snapshot_beside(tmp_path).read_text() == "{}"
 
 
+@pytest.mark.parametrize(
+    ("robots_txt", "expected"),
+    [
+        (
+            ok("User-agent: *\nCrawl-delay: 86400", "text/plain"),
+            "robots.txt asks for a pause of more than 120 s between two requests (Crawl-delay: "
+            "86400): ask its owner, or set crawl.obey_robots=false",
+        ),
+        (
+            moved("http://docent.invalid/robots.txt"),
+            "no host docent.invalid: check the address and the network",
+        ),
+        (
+            (304, {}, ""),
+            "robots.txt answers 304, which forbids everything: try later, or set "
+            "crawl.obey_robots=false",
+        ),
+    ],
+    ids=["delay", "elsewhere", "unasked"],
+)
+def test_a_robots_txt_that_ends_the_crawl_is_named(
+    robots_txt: Answer, expected: str, tmp_path: Path
+) -> None:
+    table = {"/robots.txt": robots_txt, "/docs/": ok(page("Start"))}
+    assert failure_of(tmp_path, table) == f"source.url: 'http://HOST/docs/': {expected}"
+
+
+def test_what_may_pass_names_the_refresh_as_a_way_on(tmp_path: Path) -> None:
+    table = {"/docs/": ok(page("Start", link("a", "b"))), "/docs/a": (503, {}, "")}
+    assert "rejects.jsonl, `make refresh` to ask again, mend the site, or" in failure_of(
+        tmp_path, table
+    )
+
+
 def test_a_site_without_text_is_named(tmp_path: Path) -> None:
     answers = {"/docs/": ok("<main><script>render()</script></main>")}
     line = failure_of(tmp_path, answers)

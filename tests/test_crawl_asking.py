@@ -153,7 +153,7 @@ def reasons(out: Path, said: list[bytes], **changes: Any) -> list[str]:
     with saying(say) as origin:
         settings = {"timeout_s": 5.0, "max_pages": 2 * len(said) + 9, "max_gone_rate": 1.0}
         refreshed(out, url=f"{origin}/", **settings, **changes)
-        held = snapshot.read(snapshot_beside(out))["web"]
+        [held] = snapshot.read(snapshot_beside(out))["web"]
     found = [f"{origin}/{at}" for at in range(len(said))]
     assert f"{origin}/" in held.pages
     assert all((url in held.pages) != (url in held.left_out) for url in found)
@@ -260,7 +260,7 @@ def test_the_suite_sees_a_spider_that_trusts_an_address(
     """A planted fault: where a redirect leads is joined without regard."""
     plant = (
         "from urllib.parse import urljoin\nfrom stages.crawl import asking\n"
-        "asking._target = lambda url, said: urljoin(url, asking.header(said, 'Location'))\n"
+        "asking.target_of = lambda url, said: urljoin(url, asking.header(said, 'Location'))\n"
     )
     (tmp_path / "sitecustomize.py").write_text(plant)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))

@@ -25,6 +25,7 @@ from sites import (
     serving,
 )
 
+from stages.core import progress
 from stages.core.errors import PipelineError
 from stages.crawl import robots
 
@@ -318,6 +319,38 @@ def test_it_is_read_once_a_day_and_not_for_every_crawl(tmp_path: Path) -> None:
             db.execute("UPDATE robots SET time = time - ?", (robots.MAX_AGE_S + 1,))
         crawled(tmp_path / "out", url=f"{origin}/docs/", max_depth=5)
     assert log.count("/robots.txt") == 2
+
+
+def test_a_robots_txt_that_a_cache_calls_unchanged_is_asked_for_past_it(tmp_path: Path) -> None:
+    def respond(origin: str) -> Responder:
+        def answer(asked: Asked) -> Answer:
+            if asked.path != "/robots.txt":
+                return ok(page("Start", link("/docs/secret")))
+            fresh = "cache-control" in asked.headers
+            return ok("User-agent: *\nDisallow: /docs/secret") if fresh else (304, {}, "")
+
+        return answer
+
+    with responding(respond) as (origin, log):
+        crawled(tmp_path / "out", url=f"{origin}/docs/")
+    assert [asked.path for asked in log] == ["/robots.txt", "/robots.txt", "/docs/"]
+
+
+def test_a_long_pause_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    steps: list[progress.Step] = []
+    progress.begin("crawl", steps.append)
+    table = {
+        "/robots.txt": ok("User-agent: *\nCrawl-delay: 6", "text/plain"),
+        "/docs/": ok(page("Start")),
+    }
+    try:
+        with serving(lambda origin: table) as (origin, _):
+            crawled(tmp_path / "out", url=f"{origin}/docs/")
+    finally:
+        progress._listeners.clear()
+    told = f"web: {origin}/robots.txt asks for 6 s between two requests"
+    assert told in [step.note for step in steps]
 
 
 def test_the_pause_of_the_file_is_kept_and_the_user_agent_names_a_contact(tmp_path: Path) -> None:

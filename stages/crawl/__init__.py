@@ -5,6 +5,7 @@ parses what the snapshot names, without any network.
 """
 
 import contextlib
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -262,5 +263,12 @@ def _check_whole(cfg: Config, read: _Read, out: Path) -> None:
     if rate > cfg.max_reject_rate:
         raise PipelineError(
             f"crawl.max_reject_rate: {rate:.2f} of the pages failed ({told}), more than "
-            f"{cfg.max_reject_rate:g}: see {out / 'rejects.jsonl'}, mend the site, or raise it"
+            f"{cfg.max_reject_rate:g}: see {out / 'rejects.jsonl'}, {_again(reasons)}mend the site,"
+            " or raise it"
         )
+
+
+def _again(reasons: Counter[str]) -> str:
+    """What helps where a site was in trouble when it was asked: of its pages, none is held."""
+    passing = re.compile(r"http_(5\d\d|408|425|429)|robots_.*|timeout|unreachable|refused")
+    return "`make refresh` to ask again, " if any(map(passing.fullmatch, reasons)) else ""

@@ -2,16 +2,13 @@
 
 import asyncio
 import contextlib
-import re
-import string
 import struct
 import time
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from gzip import BadGzipFile
-from urllib.parse import quote_from_bytes, urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import brotli  # type: ignore[import-untyped]
 from backports.zstd import ZstdError
@@ -36,13 +33,22 @@ from stages.crawl.guard.reactor import refused
 from stages.crawl.page import UnreadableError
 from stages.crawl.pages import Answer, Crawl, Known, Role
 from stages.crawl.render import Drawer
+from stages.crawl.response import (
+    Silence,
+    header,
+    is_same,
+    may_pass,
+    modified_of,
+    seconds_of,
+    speaks_of,
+    target_of,
+)
 from stages.crawl.robots import FORBIDS_ALL, Robots
 
 MAX_TRIES = 3
 MAX_RETRY_AFTER_S = 120.0
 """Longest pause that a server may ask for before a try; asked for more, the crawl goes on."""
-PASSING = (408, 425, 429)
-"""Statuses below 500 that say nothing of the page itself."""
+PAST_CACHES = {"Cache-Control": "no-cache", "Pragma": "no-cache"}
 
 REASONS: dict[type[Exception], str] = {
     CannotResolveHostError: "unknown_host",
@@ -63,14 +69,6 @@ REASONS: dict[type[Exception], str] = {
     **dict.fromkeys((TypeError, struct.error, zlib.error, brotli.error, ZstdError), "broken_body"),
 }
 """Why an address gave no answer, by what Scrapy's downloader raises."""
-
-
-@dataclass(frozen=True)
-class Silence:
-    """Why an address gave no answer."""
-
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,15 @@ class Asker:
     """Asks for addresses on behalf of one crawl."""
 
     def __init__(
-        self, engine: ExecutionEngine, manners: Manners, crawl: Crawl, drawer: Drawer | None
+        self,
+        engine: ExecutionEngine,
+        manners: Manners,
+        crawl: Crawl,
+        drawer: Drawer | None,
+        note: Callable[[str], None],
     ) -> None:
         self._engine = engine
+        self._note = note
         self._drawer = drawer
         self._manners = manners
         self._crawl = crawl
@@ -142,12 +146,12 @@ class Asker:
         validators = self._validators(known)
         response = await self._get(url, validators)
         if isinstance(response, Response) and response.status == 304:
-            if validators and _speaks_of(response, validators):
+            if validators and speaks_of(response, validators):
                 return replace(answer, status=304, unchanged=True)
             # Nobody asked for it, or it is about another version than ours: it says nothing.
-            response = await self._get(url, {"Cache-Control": "no-cache", "Pragma": "no-cache"})
+            response = await self._get(url, PAST_CACHES)
         if isinstance(response, Silence):
-            passing = _may_pass(response)
+            passing = may_pass(response)
             return replace(answer, reason=response.reason, detail=response.detail, passing=passing)
         return _read(answer, response)
 
@@ -165,11 +169,11 @@ class Asker:
         for number in range(1, MAX_TRIES + 1):
             async with host.turn():
                 response = await self._download(url, headers)
-            if not _may_pass(response) or number == MAX_TRIES:
+            if not may_pass(response) or number == MAX_TRIES:
                 break
             pause_s = self._manners.retry_s * number
             if isinstance(response, Response):
-                pause_s = _seconds(header(response, "Retry-After"), pause_s)
+                pause_s = seconds_of(header(response, "Retry-After"), pause_s)
             if pause_s > MAX_RETRY_AFTER_S:
                 break
             await asyncio.sleep(pause_s)
@@ -216,7 +220,7 @@ class Asker:
         else:
             host.read_at = time.time()
             response = await self._get_robots(f"{origin}/robots.txt")
-            if isinstance(response, Response) and response.status >= 500:
+            if isinstance(response, Response) and (response.status >= 500 or is_same(response)):
                 response = Silence(f"robots_{response.status}", "")
             if isinstance(response, Silence):
                 host.robots, host.silence = FORBIDS_ALL, response
@@ -225,28 +229,30 @@ class Asker:
             data = response.body[: robots.MAX_BYTES + 1] if response.status == 200 else b""
             await asyncio.to_thread(self._crawl.keep_robots, origin, data)
         host.robots, host.silence = robots.parse(data, self._manners.user_agent), None
-        host.delay_s = max(self._manners.delay_s, host.robots.delay_s)
+        delay_s = host.robots.delay_s
+        if delay_s > robots.MAX_DELAY_S:
+            host.robots = FORBIDS_ALL
+            host.silence = Silence("robots_delay", f"Crawl-delay: {delay_s:g}")
+        elif delay_s > max(robots.LONG_DELAY_S, self._manners.delay_s):
+            self._note(f"{origin}/robots.txt asks for {delay_s:g} s between two requests")
+        host.delay_s = max(self._manners.delay_s, delay_s)
 
     async def _get_robots(self, url: str) -> Response | Silence:
         """The answer behind up to five redirects, on whatever host; the last one behind more."""
-        response = await self._get(url, {})
+        first, response = url, await self._get(url, {})
         for _ in range(robots.MAX_REDIRECTS):
             if isinstance(response, Silence) or not 300 <= response.status < 400:
                 break
-            target = _target(url, response)
+            target = target_of(url, response)
             if target is None or not target.startswith(("http://", "https://")):
                 break
             url = target
             response = await self._get(url, {})
+        if isinstance(response, Response) and is_same(response):  # as what, nobody has said
+            response = await self._get(url, PAST_CACHES)
+        if isinstance(response, Silence) and url != first:
+            return Silence(response.reason, f"{url}: {response.detail}")
         return response
-
-
-# --- what a response says ----------------------------------------------------------------------
-
-
-def header(response: Response, name: str) -> str:
-    value = response.headers.get(name)
-    return value.decode("latin-1") if value else ""
 
 
 def origin_of(url: str) -> str:
@@ -254,33 +260,17 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _target(url: str, response: Response) -> str | None:
-    """Where a redirect leads; None where it does not say, or that is no address."""
-    said = response.headers.get("Location")
-    if not said:
-        return None
-    try:
-        # UTF-8 as it stands, as many servers write it; other bytes stay what they are.
-        place = said.decode("utf-8")
-    except UnicodeDecodeError:
-        place = quote_from_bytes(said, safe=string.printable)
-    try:
-        return urljoin(url, place)
-    except ValueError:  # a bracket that stays open
-        return None
-
-
 def _read(answer: Answer, response: Response) -> Answer:
     """The answer with what the response says."""
     status = response.status
     answer = replace(answer, status=status)
     if 300 <= status < 400 and header(response, "Location"):
-        target = _target(answer.url, response)
+        target = target_of(answer.url, response)
         if target is None:
             return replace(answer, reason="bad_address", detail=header(response, "Location"))
         return replace(answer, reason="redirect", detail=target)
     if status != 200:
-        passing = _may_pass(response) or status == 304
+        passing = may_pass(response) or status == 304
         return replace(answer, reason=f"http_{status}", passing=passing)
     kind = header(response, "Content-Type")
     if answer.role == "page" and not isinstance(response, HtmlResponse):
@@ -290,42 +280,5 @@ def _read(answer: Answer, response: Response) -> Answer:
         body=response.body,
         media_type=kind,
         etag=header(response, "ETag"),
-        modified=_modified(response),
+        modified=modified_of(response),
     )
-
-
-def _may_pass(response: Response | Silence) -> bool:
-    if isinstance(response, Silence):
-        return response.reason != "too_large"
-    return response.status >= 500 or response.status in PASSING
-
-
-def _modified(response: Response) -> str:
-    """Last-Modified where it is a validator: a page may change again within the second."""
-    modified, date = header(response, "Last-Modified"), header(response, "Date")
-    try:
-        since = parsedate_to_datetime(modified)
-        age_s = parsedate_to_datetime(date).timestamp() - since.timestamp()
-    except (OverflowError, TypeError, ValueError):
-        return ""
-    return modified if age_s >= 1 else ""
-
-
-def _speaks_of(response: Response, validators: Mapping[str, str]) -> bool:
-    """Is a 304 about the version that was asked for? Where it names another, it is wrong."""
-    etag, modified = header(response, "ETag"), header(response, "Last-Modified")
-    ours = validators.get("If-None-Match", "")
-    if etag and ours:
-        return etag.removeprefix("W/") == ours.removeprefix("W/")
-    since = validators.get("If-Modified-Since", "")
-    return not (modified and since) or modified == since
-
-
-def _seconds(retry_after: str, otherwise: float) -> float:
-    """What Retry-After asks for: seconds, or a date."""
-    if re.fullmatch(r"\s*[0-9]+\s*", retry_after):
-        return float(retry_after)
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (OverflowError, TypeError, ValueError):
-        return otherwise

@@ -9,6 +9,10 @@ MAX_BYTES = 500 * 1024
 """What is parsed of a file; the rest is not read."""
 MAX_REDIRECTS = 5
 """A file behind more of them counts as one that does not exist."""
+MAX_DELAY_S = 120.0
+"""Longest pause between two requests that is kept to; a host that asks for more is left alone."""
+LONG_DELAY_S = 5.0
+"""Pause from which the one who waits is told."""
 MAX_AGE_S = 24 * 3600
 """How long a file is good for."""
 

@@ -69,13 +69,13 @@ class Order:
 
 @dataclass(frozen=True)
 class Row:
-    """What one address gave: a page, or why there is none.
+    """What one address gave: a page, or why there is none; or a word for the user, in `detail`.
 
     `total` is how many addresses are to be asked for, as far as known. The last row is an `end`
     with the number of known addresses that the limits left out; without it a crawl is not whole.
     """
 
-    kind: Literal["answer", "end"]
+    kind: Literal["answer", "note", "end"]
     url: str = ""
     total: int = 0
     reason: str = ""
@@ -124,7 +124,7 @@ class SiteSpider(Spider):
                     kinds=frozenset(order.lists),
                 ),
                 crawl=crawl,
-                asker=Asker(self.crawler.engine, manners, crawl, drawer),
+                asker=Asker(self.crawler.engine, manners, crawl, drawer, _note),
                 keeper=Keeper(writing.crawl(order.source, order.crawl)),
                 concurrent=order.concurrent_requests,
                 tell=_tell,
@@ -138,6 +138,10 @@ class SiteSpider(Spider):
 
 def _tell(answered: Answered, total: int) -> None:
     _emit(Row("answer", answered.url, total, answered.reason, answered.detail))
+
+
+def _note(said: str) -> None:
+    _emit(Row("note", detail=said))
 
 
 def _emit(row: Row) -> None:

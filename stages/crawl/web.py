@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from stages.core import config, progress, store
 from stages.core.errors import PipelineError
-from stages.crawl import screen
+from stages.crawl import robots, screen
 from stages.crawl.extract import extract
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Answered, Body, Crawl
@@ -104,6 +104,9 @@ def fetch(cfg: Config, source: Web, crawl: Crawl) -> Generator[int, None, dict[s
         }
         starting = True
         for row in _rows(order):
+            if row["kind"] == "note":
+                progress.note(f"{source.name}: {row['detail']}")
+                continue
             if starting:
                 _check_start(row, source, cfg)
                 starting = row["reason"] == "redirect"
@@ -196,18 +199,26 @@ def _check_start(row: dict[str, Any], source: Web, cfg: Config) -> None:
     reason = row["reason"]
     if not reason or reason == "redirect":
         return
-    host = urlsplit(row["url"]).netloc
+    asked = urlsplit(row["url"])
     if reason.startswith("robots_") and not reason[-1].isdigit():
         reason = reason.removeprefix("robots_")  # robots.txt is what is asked for first
+        if row["detail"].startswith(("http://", "https://")):  # where it leads
+            asked = urlsplit(row["detail"].split(": ")[0])
+    host = asked.netloc
     match reason:
         case "refused":
             said = f"{host} refuses the connection: check the address, and that the site is up"
         case "unknown_host":
-            said = f"no host {urlsplit(row['url']).hostname}: check the address and the network"
+            said = f"no host {asked.hostname}: check the address and the network"
         case "timeout":
             said = f"no answer in {cfg.timeout_s:g} s: check the address, or raise crawl.timeout_s"
         case "robots":
             said = "the site's robots.txt forbids it: ask its owner, or set crawl.obey_robots=false"
+        case "delay":
+            said = (
+                f"robots.txt asks for a pause of more than {robots.MAX_DELAY_S:g} s between two "
+                f"requests ({row['detail']}): ask its owner, or set crawl.obey_robots=false"
+            )
         case "not_public":
             said = row["detail"]
         case "outside":
