@@ -13,6 +13,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from test_finetune import (
+    PYTHON,
+    TEXT,
     Workspace,
     example,
     local_model,
@@ -28,7 +30,7 @@ from benchmarks import deepspeed
 from stages.core import store
 from stages.core.errors import PipelineError
 from stages.core.records import Preference, Reject
-from stages.finetune import checks, data, hardware, launching, recipe
+from stages.finetune import checks, data, hardware, launching, recipe, scratch
 from stages.finetune.hardware import CPU, GPU, Machine
 
 __all__ = ["workspace"]
@@ -394,10 +396,30 @@ def test_no_preference_is_one_line_that_names_the_key(workspace: Workspace) -> N
     assert "data/preferences.jsonl" in said and "synthesize.shares.preferences" in said
 
 
-def test_qlora_without_cuda_is_one_line(workspace: Workspace) -> None:
-    cfg = tuning_config("qlora", python=workspace.trainer(), device="cpu")
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_qlora_without_cuda_is_one_line(workspace: Workspace, device: str) -> None:
+    """The interpreter of the tests has no torch: what it is asked for finds no CUDA anywhere."""
+    cfg = tuning_config("qlora", python=workspace.trainer("sys.exit('trained')"), device=device)
     said = one_line(workspace, cfg, local_model(Path("m")))
-    assert said.startswith("finetune.kind: 'qlora'") and "finetune=lora" in said
+    assert said.startswith("finetune.kind: 'qlora': it needs CUDA") and "finetune=lora" in said
+    assert "finds no CUDA here" in said
+
+
+@pytest.mark.slow
+def test_a_base_of_the_hub_without_a_chat_template_is_one_line(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = workspace.folder / "hub/models--org--name"
+    base = kept / "snapshots" / ("a" * 40)
+    scratch.untrained(model_config(vocab_size=400), [TEXT], base)
+    (base / "chat_template.jinja").unlink()
+    store.write_text(kept / "refs/main", "a" * 40)
+    monkeypatch.setenv("HF_HUB_CACHE", str(kept.parent))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    cfg = tuning_config(python=PYTHON, device="cpu")
+    said = one_line(workspace, cfg, model_config("hub", id="org/name"))
+    assert "model.chat_template: the tokenizer of 'org/name' carries no chat template" in said
+    assert "set model.format or model.chat_template" in said
 
 
 def test_a_phase_that_had_ended_is_not_trained_again(workspace: Workspace) -> None:

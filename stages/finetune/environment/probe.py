@@ -54,7 +54,11 @@ def has(module: str) -> bool:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware: 1.4 times the speed of float32."""
+    """Whether this CPU multiplies bfloat16 in hardware.
+
+    Steps of Llamas of 3, 27 and 135 million parameters took 1.45, 1.76 and 1.59 times the processor
+    time in float32 on an AMD with avx512_bf16 alone, and a whole training of 3 million 1.2 times.
+    """
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
