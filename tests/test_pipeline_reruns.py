@@ -44,7 +44,7 @@ def test_a_changed_learning_rate_runs_finetune_and_what_follows_even_after_two_k
     assert begun % 2 == 0 and told[1]["done"] == begun + 1, "steps are made again"
     with (project / "data/finetune/curve.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
-    assert losses[-1] < 0.9 * losses[0], "the tuned model learns nothing"
+    assert losses[-1] < 0.95 * losses[0], "the tuned model learns nothing"
 
 
 @contextlib.contextmanager
