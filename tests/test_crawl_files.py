@@ -826,6 +826,13 @@ def test_only_new_and_changed_files_are_read_and_parsed(tmp_path, monkeypatch):
     }
 
 
+def test_a_title_without_end_is_cut(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.md").write_text(f"# {'A - ' * 1000}\n\n{WORDS}")
+    documents, _ = crawled(tmp_path / "out", tmp_path / "in")
+    assert documents["a.md"].title == ("A - " * 75)
+
+
 def test_a_parser_that_changes_parses_again(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text(WORDS)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import within
 
 from stages import crawl
 from stages.core import config
@@ -133,6 +134,39 @@ def test_the_name_of_the_site_leaves_titles_that_share_it() -> None:
     assert unframed(odd, None) == odd
     same = {str(n): page(str(n), title="The Manual") for n in range(5)}
     assert unframed(same, None) == same
+
+
+MARKED = st.lists(st.sampled_from(["a", "B", " ", "-", "–", "|", "::", ":", "  "]), max_size=14)
+
+
+@settings(max_examples=300)
+@given(MARKED)
+def test_the_ending_of_a_title_is_its_last_part(pieces: list[str]) -> None:
+    title = "".join(pieces).strip()
+    slow = re.search(r"\S(\s+(?:[|·•»–—-]|::)\s+[^|·•»–—]+)$", title)  # the square of its length
+    assert filters._ending(title) == (slow.group(1) if slow else "")
+
+
+def test_titles_and_cuts_cost_time_in_proportion_to_their_length() -> None:
+    """Half a megabyte of each; the square of it took from minutes to hours."""
+    line = "Was this helpful?"
+    part = f"## Part\n\n{line}\n\n- b\n\n"
+    headings = tuple(
+        Heading(start=n * len(part), level=2, title="Part", anchor="") for n in range(15_000)
+    )
+    endless = {
+        "marks": page("m", prose(1), title="a - " * 100_000 + "|"),
+        "spaces": page("s", prose(2), title="a" + " " * 400_000 + "|"),
+        "cuts": Page("c", "A title", part * 15_000, headings),
+        "blank": page("b", "# A" + "\n" * 200_000 + "# B", line),
+    }
+    pages = endless | {str(n): page(str(n), prose(n), line) for n in range(9)}
+    with within(10):
+        found = unframed(pages)
+    assert line not in found["cuts"].text
+    text = found["cuts"].text.encode()
+    for heading in found["cuts"].headings:
+        assert text[heading.start :].startswith(f"## {heading.title}".encode())
 
 
 # --- pages by themselves -----------------------------------------------------------------------

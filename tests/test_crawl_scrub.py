@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import within
 
 from stages import crawl, llm, split, synthesize
 from stages.answer import embedding
@@ -238,6 +239,28 @@ def test_a_scrubbed_text_never_matches_again(pieces: list[str]) -> None:
 @given(st.lists(PIECES | st.text(max_size=8), max_size=16))
 def test_ten_thousand_scrubbed_texts_never_match_again(pieces: list[str]) -> None:
     check_scrubbed(pieces)
+
+
+def test_findings_cost_time_in_proportion_to_their_number() -> None:
+    """A table of contacts, and one without a space; the square of each takes minutes to hours."""
+    people = "".join(f"## P {n}\n\nann.{n}@corp{n}.io, 0171 2345{n:06}\n\n" for n in range(15_000))
+    headings = tuple(
+        Heading(start=match.start(), level=2, title=f"P {n}", anchor="")
+        for n, match in enumerate(re.finditer("## P", people))
+    )
+    with within(20):
+        page, counts = scrub(Page("u", "t", people, headings), SHIPPED)
+        assert clean("+49 30 901820 44" * 15_000, SHIPPED) == "<phone>" * 15_000
+    assert counts["email"] == 15_000
+    text = page.text.encode()
+    for heading in page.headings:
+        assert text[heading.start :].startswith(f"## {heading.title}\n".encode())
+
+
+@pytest.mark.parametrize("between", ["", "\n", " and ", "sales@corp.io", "(415) 867-2930"])
+def test_findings_that_touch_are_all_found(between: str) -> None:
+    row = "+49 30 901820 44" + f"{between}+49 30 901820 44" * 40
+    assert "901820" not in clean(row, SHIPPED)
 
 
 MANUAL = Path("/usr/share/doc/python3-doc/html")

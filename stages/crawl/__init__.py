@@ -30,7 +30,8 @@ from stages.crawl.web import Web
 
 __all__ = ["Config", "Source", "run"]
 
-
+MAX_TITLE_CHARS = 300
+"""A longer title is cut: each of a document's chunks carries it into prompts."""
 NO_FAULT = {
     *(
         "duplicate",
@@ -217,10 +218,11 @@ def _body(bodies: Pages, address: str, digest: str) -> Body:
 
 
 def _document(part: Single, page: Page) -> Document:
+    title = page.title or urlsplit(page.url).path.strip("/").rpartition("/")[2] or page.url
     return Document(
         id=identify(part.name, page.key or page.url),
         url=page.url,
-        title=page.title or urlsplit(page.url).path.strip("/").rpartition("/")[2] or page.url,
+        title=title[:MAX_TITLE_CHARS],
         text=page.text,
         source=part.name,
         headings=page.headings,

@@ -17,6 +17,7 @@ import numpy as np
 
 from stages.core import fences, shingles
 from stages.core.records import Heading
+from stages.crawl.editing import edited
 from stages.crawl.page import Page
 from stages.crawl.settings import Config
 
@@ -89,8 +90,16 @@ def unframed(page: Page, frame: Frame) -> Page:
 
 def _ending(title: str) -> str:
     """The last part of a title with the mark before it."""
-    found = re.search(r"\S(\s+(?:[|·•»–—-]|::)\s+[^|·•»–—]+)$", title)
-    return found.group(1) if found else ""
+    last = max(title.rfind(mark) for mark in _MARKS)
+    for found in _MARKED.finditer(title):
+        if found.end() > last:
+            return title[found.start() :]
+    return ""
+
+
+_MARKS = "|·•»–—"
+"""Of several, the last one; a hyphen or colons may stand in a site's name too."""
+_MARKED = re.compile(rf"(?<=\S)\s+(?:[{_MARKS}-]|::)(?=\s+\S)")
 
 
 def lines(page: Page) -> Iterator[tuple[int, int, str]]:
@@ -114,24 +123,18 @@ def _without(page: Page, repeated: frozenset[bytes]) -> Page:
     spans = [(begin, end) for begin, end, said in lines(page) if _digest(said) in repeated]
     if not spans:
         return page
-    kept, cuts, last = [], [], 0
-    for begin, end in spans:
-        blank = re.compile(r"[ \t]*\n").match(page.text, end)
-        end = blank.end() if blank else end  # one of the empty lines around it
-        kept.append(page.text[last:begin])
-        cuts.append((len(page.text[:begin].encode()), len(page.text[begin:end].encode())))
-        last = max(last, end)
-    text = "".join([*kept, page.text[last:]]).rstrip("\n")
-    if not re.search(r"(?m)^\s*(?!#)\S", text):
+    blanks = (re.compile(r"[ \t]*\n").match(page.text, end) for _, end in spans)
+    edits = [
+        (begin, blank.end() if blank else end, "")  # one of the empty lines around it
+        for (begin, end), blank in zip(spans, blanks, strict=True)
+    ]
+    text, starts = edited(page.text, edits, [heading.start for heading in page.headings])
+    text = text.rstrip("\n")
+    if not re.search(r"(?m)^[^\S\n]*[^\s#]", text):
         return page
     headings = tuple(
-        Heading(
-            start=heading.start - sum(width for place, width in cuts if place < heading.start),
-            level=heading.level,
-            title=heading.title,
-            anchor=heading.anchor,
-        )
-        for heading in page.headings
+        Heading(start=start, level=heading.level, title=heading.title, anchor=heading.anchor)
+        for heading, start in zip(page.headings, starts, strict=True)
     )
     return replace(page, text=text, headings=headings)
 
