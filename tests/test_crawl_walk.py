@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sites import (
     MISSING,
     PUBLIC,
+    WORDS,
     Answer,
     Asked,
     Responder,
@@ -154,6 +155,44 @@ def test_pages_that_no_page_links_to_are_found_in_sitemaps_feeds_and_llms_txt(
     assert "/no/secret.xml" not in log  # robots.txt holds for lists too
     assert not [path for path in log if "orphan" in path or "blog" in path]
     assert "/sitemap.xml" not in log  # robots.txt names one
+
+
+def test_a_page_that_llms_txt_names_as_markdown_is_read_where_it_is_not_seen_as_html(
+    tmp_path: Path,
+) -> None:
+    def written(name: str) -> str:
+        return f"# {name}\n\n{name} says: {WORDS}{WORDS}\n\n## Part\n\nSee [a](a.html).\n"
+
+    def table(origin: str) -> dict[str, Answer]:
+        named = ("a.html.md", "b.md", "index.md", "solo.md", "marked.md", "lost.html.md")
+        rows = "".join(f"- [x]({origin}/docs/{name})\n" for name in named)
+        return {
+            "/llms.txt": ok(f"# X\n\n{rows}", "text/plain"),
+            "/docs/": ok(page("Start", link("a.html", "b"))),
+            "/docs/a.html": ok(page("A", link("a.html.md", "b.md"))),
+            "/docs/b": ok(page("B")),
+            "/docs/solo.md": ok(written("Solo"), "text/plain"),
+            "/docs/marked.md": ok(written("Marked") + f"[s]({origin}/docs/b)", "text/markdown"),
+            "/docs/lost.html.md": ok(page("Lost", link("deep.html"))),  # HTML, whatever its name
+            "/docs/deep.html": ok(page("Deep")),
+            "/docs/a.html.md": ok(written("A"), "text/markdown"),
+        }
+
+    with serving(table) as (origin, log):
+        documents, rejects = crawled(
+            tmp_path / "out",
+            url=f"{origin}/docs/",
+            public_url=PUBLIC,
+            lists=["llms_txt"],
+            render="auto",
+        )
+    names = sorted(url.removeprefix(PUBLIC) for url in documents)
+    assert names == ["", "a.html", "b", "deep.html", "lost.html.md", "marked.md", "solo.md"]
+    assert rejects == {}
+    assert not {"/docs/a.html.md", "/docs/b.md", "/docs/index.md"} & set(log)
+    marked = documents[PUBLIC + "marked.md"]
+    assert marked.title == "Marked" and [h.title for h in marked.headings] == ["Marked", "Part"]
+    assert f"[a]({PUBLIC}a.html)" in marked.text and f"[s]({PUBLIC}b)" in marked.text
 
 
 def test_a_list_that_leads_to_a_page_leaves_the_page_to_the_site(tmp_path: Path) -> None:

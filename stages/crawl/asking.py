@@ -37,6 +37,7 @@ from stages.crawl.response import (
     Silence,
     header,
     is_same,
+    markdown_of,
     may_pass,
     modified_of,
     seconds_of,
@@ -274,7 +275,9 @@ def _read(answer: Answer, response: Response) -> Answer:
         return replace(answer, reason=f"http_{status}", passing=passing)
     kind = header(response, "Content-Type")
     if answer.role == "page" and not isinstance(response, HtmlResponse):
-        return replace(answer, reason="not_html", detail=kind)
+        said, kind = kind, markdown_of(answer.url, response)
+        if not kind:
+            return replace(answer, reason="not_html", detail=said)
     return replace(
         answer,
         body=response.body,

@@ -96,7 +96,7 @@ class Drawer:
         if answer.unchanged and known is not None and not known.plain:
             body = crawl.body(known.digest)  # as it was sent: no browser was there, or wanted
             answer = replace(answer, etag=known.etag, modified=known.modified)
-        if answer.role != "page" or body is None:
+        if answer.role != "page" or body is None or body.media_type.startswith("text/markdown"):
             return answer
         if self._mode == "auto" and not needs_browser(body.text()):
             return answer

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote_from_bytes, urljoin
+from urllib.parse import quote_from_bytes, urljoin, urlsplit
 
 from scrapy.http import Response
 
@@ -41,6 +41,16 @@ def target_of(url: str, response: Response) -> str | None:
         return urljoin(url, place)
     except ValueError:  # a bracket that stays open
         return None
+
+
+def markdown_of(url: str, response: Response) -> str:
+    """The media type of a page that is written in Markdown; empty for any other."""
+    name, semicolon, rest = header(response, "Content-Type").partition(";")
+    name = name.strip().lower()
+    plain = name in ("", "text/plain") and urlsplit(url).path.endswith(".md")
+    if name not in ("text/markdown", "text/x-markdown") and not plain:
+        return ""
+    return f"text/markdown{semicolon}{rest}"
 
 
 def is_same(response: Response) -> bool:

@@ -149,6 +149,13 @@ def may_be_page(url: str) -> bool:
     return not NOT_PAGES.search(urlsplit(url).path)
 
 
+def twins(url: str) -> tuple[str, ...]:
+    """The pages that an address of Markdown repeats: llms.txt names `page.html.md` or `page.md`."""
+    page = url.removesuffix(".md")
+    folder = page.removesuffix("index") if page.endswith("/index") else f"{page}/"
+    return page, f"{page}.html", folder
+
+
 def may_be_list(url: str) -> bool:
     """Does the address look like that of a list of addresses?"""
     return LISTS.search(urlsplit(url).path) is not None

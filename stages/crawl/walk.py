@@ -16,7 +16,7 @@ from selectolax.lexbor import LexborHTMLParser
 from stages.crawl import lists, screen, traps
 from stages.crawl.asking import Asker
 from stages.crawl.pages import Answer, Answered, Body, Crawl, Role
-from stages.crawl.site import Filter, Site, feeds_of, may_be_list, may_be_page
+from stages.crawl.site import Filter, Site, feeds_of, may_be_list, may_be_page, twins
 
 MAX_REDIRECTS = 10
 """Longest chain of redirects that is followed."""
@@ -96,6 +96,7 @@ class Walk:
         self._seen: dict[str, str] = {}  # address: the page that led there
         self._found: dict[str, str] = {}  # the same, for what pages link to
         self._redirected: dict[str, str] = {}  # the same, for the rest of this level
+        self._markdown: dict[str, str] = {}  # the same, for what lists name beside the page itself
         self._lists: dict[str, str] = {}  # the same, for lists that are still to be read
         self._left: dict[str, str] = {}  # address: the limit that leaves it out
         self._alike: Counter[str] = Counter()
@@ -112,7 +113,12 @@ class Walk:
             await self._visit_all(level)
             if depth == 0:
                 await self._read_lists(start)
-            level = self._next_level("" if depth < self._reach.max_depth else "max_depth")
+            limit = "" if depth < self._reach.max_depth else "max_depth"
+            level = self._next_level(limit)
+            if not level and self._markdown:  # last, when all pages are seen
+                named, self._markdown = self._markdown, {}
+                self._found |= {url: named[url] for url in named if not self._repeats(url)}
+                level = self._next_level(limit)
             if not level:
                 break
 
@@ -213,7 +219,9 @@ class Walk:
             for page in named.pages:
                 inside = self._site.resolve(page, url)
                 if inside is not None and self._wanted.keeps(inside) and may_be_page(inside):
-                    self._note(self._found, inside, url)
+                    self._note(
+                        self._markdown if inside.endswith(".md") else self._found, inside, url
+                    )
             for inner in named.lists:
                 self._note_list(inner, url)
             return
@@ -225,11 +233,15 @@ class Walk:
         tree = LexborHTMLParser(html)
         for href in self._site.hrefs(tree, url):
             link = self._resolve(*href)
-            if link is not None and may_be_page(link):
+            if link is not None and may_be_page(link) and not self._repeats(link):
                 self._note(self._found, link, url)
         if not self._seen[url] and "feed" in self._reach.kinds:
             for feed in feeds_of(tree, url):
                 self._note_list(feed, url)
+
+    def _repeats(self, url: str) -> bool:
+        """Is it the Markdown of a page that is seen already?"""
+        return url.endswith(".md") and any(twin in self._seen for twin in twins(url))
 
     @staticmethod
     def _note(found: dict[str, str], url: str, by: str) -> None:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from stages.core import config, progress, store
 from stages.core.errors import PipelineError
 from stages.crawl import robots, screen
 from stages.crawl.extract import extract
+from stages.crawl.files.addresses import Place
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Answered, Body, Crawl
 from stages.crawl.settings import FETCHING, Address, Config, Host, Name, Pattern
@@ -251,12 +253,35 @@ def parse(source: Web, address: str, body: Body) -> list[Page]:
     """The page at an address."""
     if not Filter.of(source.include, source.exclude).keeps(address):
         raise UnreadableError("excluded")  # the start page, which is read for its links
+    if body.media_type.startswith("text/markdown"):
+        return [_written(body, _site(source, address), address)]
     html = body.text()
     if (fault := screen.fault(html)) is not None:
         raise UnreadableError(fault)
     if needs_browser(html):
         raise UnreadableError("javascript", "a browser draws it: source.render")
     return [extract(html, address, _site(source, address))]
+
+
+@dataclass(frozen=True)
+class _At(Place):
+    """A page's place is its address."""
+
+    @property
+    def url(self) -> str:
+        return self.path
+
+
+def _written(body: Body, site: Site, address: str) -> Page:
+    """A page that is written in Markdown, with the addresses that readers know."""
+    from stages.crawl.files import markdown  # where it is needed: few sites have such pages
+
+    text = body.text()
+    if site.public is not None:
+        text = text.replace(site.origin + site.folder, site.public)
+    return markdown.parse(
+        text.encode("utf-8", "replace"), _At(site.publish(address) or address, None)
+    )
 
 
 def publish(source: Web, address: str) -> str:
