@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sites import (
@@ -28,7 +29,8 @@ from sites import (
     snapshot_beside,
 )
 
-from stages.core import progress
+from stages import crawl
+from stages.core import config, progress
 from stages.core.errors import PipelineError
 from stages.core.records import Reject
 from stages.core.store import read
@@ -772,3 +774,23 @@ def test_a_site_of_a_real_generator_gives_clean_markdown(tmp_path: Path) -> None
         ("Keys", "keys"),
         ("Terms", "terms"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "address"),
+    [
+        ("web", "url", "https://me:hunter2@docs.acme.io/"),
+        ("web", "url", "https://hunter2@docs.acme.io/"),
+        ("web", "public_url", "http://me:hunter2@docs.acme.io/"),
+        ("files", "path", "https://me:hunter2@docs.acme.io/in/"),
+        ("files", "path", "s3://key:hunter2@bucket/in/"),
+        ("files", "public_url", "https://me:hunter2@docs.acme.io/in/"),
+        ("code", "path", "https://hunter2@git.acme.io/o/r.git"),
+        ("code", "path", "ssh://me:hunter2@git.acme.io/o/r.git"),
+    ],
+)
+def test_an_address_with_a_password_is_refused_without_a_word_of_it(kind, key, address):
+    params = yaml.safe_load((ROOT / f"conf/source/{kind}.yaml").read_text()) | {key: address}
+    with pytest.raises(PipelineError, match=f"source.{key}: a user or a password in an addr") as no:
+        config.load({"source": params}, "source", crawl.Source)
+    assert "hunter2" not in str(no.value) and "acme" not in str(no.value)

@@ -1002,6 +1002,15 @@ def test_files_at_an_address_are_asked_for_by_name_under_robots_txt_and_with_its
     assert asked_for(log) == ["/robots.txt"]
 
 
+def test_a_pause_of_an_hour_between_files_is_an_error(tmp_path):
+    with (
+        answering(folders_of_two, "User-agent: *\nCrawl-delay: 3600\n") as (origin, log),
+        pytest.raises(PipelineError, match=r"robots.txt asks for a pause of 3600 s: ask its owner"),
+    ):
+        crawled(tmp_path / "out", f"{origin}/in/", **at_address(origin))
+    assert asked_for(log) == ["/robots.txt"]
+
+
 def test_a_robots_txt_that_fails_forbids_all_files_and_one_that_is_missing_none(tmp_path):
     with answering(folders_of_two, (503, {}, "")) as (origin, log):
         with pytest.raises(PipelineError, match=r"robots.txt answers 503, which forbids everyth"):

@@ -77,6 +77,8 @@ def _explain(section: str, error: ValidationError, at: Any, schema: Any) -> str:
             key, said = f"{key}.kind", "required, and not set"
         case "literal_error":
             said = f"{first['input']!r}: expected {first['ctx']['expected']}"
+        case "secret":  # not what was put in
+            said = first["msg"]
         case _:
             said = f"{first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     return f"{key}: {said}{more}"

@@ -21,6 +21,21 @@ def _regular_expression(pattern: str) -> str:
     return pattern
 
 
+def _without_secret(place: str) -> str:
+    """An address of the web without a user, any other one without a password: it is committed, in
+    params.yaml and the snapshot, and cited.
+    """
+    scheme, _, rest = place.partition("://")
+    user = re.match(r"[^/?#]*@", rest)
+    if user and (":" in user[0] or scheme.lower() in ("http", "https")):
+        raise PydanticCustomError(
+            "secret",
+            "a user or a password in an address would be committed and cited: take it out; give "
+            "what needs one as a copy on this machine",
+        )
+    return place
+
+
 def _address(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -42,7 +57,8 @@ def _host(entry: str) -> str:
 
 Host = Annotated[str, AfterValidator(_host)]
 Pattern = Annotated[str, AfterValidator(_regular_expression)]
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, AfterValidator(_without_secret), AfterValidator(_address)]
+Location = Annotated[str, Field(min_length=1), AfterValidator(_without_secret)]
 Name = Annotated[str, Field(min_length=1)]
 
 

@@ -21,7 +21,7 @@ from stages.crawl.files.draft import Draft
 from stages.crawl.files.listing import Found
 from stages.crawl.page import Page
 from stages.crawl.pages import Answer, Answered, Body, Crawl
-from stages.crawl.settings import Address, Config, Host, Name, Pattern
+from stages.crawl.settings import Address, Config, Host, Location, Name, Pattern
 from stages.crawl.site import Filter
 
 __all__ = ["Code", "explain", "fetch", "parse", "place", "publish"]
@@ -39,7 +39,7 @@ class Code(config.Base):
     kind: Literal["code"]
     name: Name
     """Name of the source, which every document carries and which is part of its id."""
-    path: Annotated[str, Field(min_length=1)]
+    path: Location
     """A folder, or the https address of a git repository."""
     revision: Annotated[str, AfterValidator(_revision)] | None
     """Branch, tag or commit; null takes a repository's default branch, and a folder as it lies

@@ -17,7 +17,7 @@ from stages.crawl.files.addresses import Place
 from stages.crawl.files.listing import Found
 from stages.crawl.page import Page, UnreadableError
 from stages.crawl.pages import Answer, Answered, Body, Crawl
-from stages.crawl.settings import Address, Config, Host, Name, Pattern
+from stages.crawl.settings import Address, Config, Host, Location, Name, Pattern
 from stages.crawl.site import Filter
 
 __all__ = ["Files", "explain", "fetch", "parse", "place", "publish"]
@@ -29,7 +29,7 @@ class Files(config.Base):
     kind: Literal["files"]
     name: Name
     """Name of the source, which every document carries and which is part of its id."""
-    path: Annotated[str, Field(min_length=1)]
+    path: Location
     """Where the files are: a path, an https address, or one of s3 where s3fs is installed."""
     public_url: Address | None
     """Address under which readers find the files; null cites their paths inside the source."""

@@ -167,6 +167,11 @@ class _Web(_Storage):
         self._refused = proxy.refused
         self._robots = self._read_robots(cfg, url, crawl) if cfg.obey_robots else Robots()
         self._delay_s = max(cfg.delay_s, self._robots.delay_s)
+        if self._robots.delay_s > robots.MAX_DELAY_S:
+            raise PipelineError(
+                f"source.path: {url!r}: robots.txt asks for a pause of {self._robots.delay_s:g} s: "
+                "ask its owner, or set crawl.obey_robots=false"
+            )
 
     def folder(self, wanted: Filter) -> Folder:
         folder = Folder.of(self._root, not self._root.endswith("/"), wanted, magic="*[")
