@@ -295,7 +295,7 @@ def refresh_sources(parsed: argparse.Namespace) -> None:
         print(json.dumps([change.__dict__ for change in changes], ensure_ascii=False))
         return
     if not changes:
-        print("nothing to fetch: the snapshot is whole, or every run reads the source itself")
+        print("nothing to fetch: the snapshot is whole, or the stage reads a served folder itself")
     for change in changes:
         for word, urls in (("new", change.new), ("changed", change.changed), ("gone", change.gone)):
             for url in urls:
