@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -372,6 +373,148 @@ def test_the_benchmark_sees_a_planted_fault(kind: str, old: str, new: str) -> No
 
 def test_the_benchmark_sees_a_leak() -> None:
     assert judged(f"{GOOD}\n\n[Next page](https://docs.example/n.html)")["leaks"] == 1
+
+
+DIALECT = """title: Not shown
+
+Start {: #begin }
+=====
+
+A __word__{: #word } and [a link][there], which are enough.
+
+* One item of a list with words
+    * An item below it, with words
+
+            :::python
+            def inner():
+                return 1
+
+    Words of the first item again, so many.
+
+        #!sh
+        two  spaces
+
+!!! note "Mind"
+    A box with words of its own.
+
+        in_the_box()
+### `run(a, b=1)` ###
+```` { .html hl_lines="1" }
+```
+# no heading
+<b>
+```
+````
+Term
+:   A definition of the term, in words.
+
+        below = "the term"
+
+    of
+    the code
+
+<style>
+    p { color: red }
+
+    q { color: blue }
+</style>
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+[there]: https://docs.example/there
+"""
+READ = """# Start
+
+A **word** and [a link](https://docs.example/there), which are enough.
+
+- One item of a list with words
+  - An item below it, with words
+
+    ```python
+    def inner():
+        return 1
+    ```
+
+  Words of the first item again, so many.
+
+  ```
+  two  spaces
+  ```
+
+**Mind**
+
+A box with words of its own.
+
+```
+in_the_box()
+```
+
+### `run(a, b=1)`
+
+~~~
+```
+# no heading
+<b>
+```
+~~~
+
+Term
+
+A definition of the term, in words.
+
+```
+below = "the term"
+```
+
+of the code"""
+
+
+def judged_dialect(text: str, source: str = DIALECT) -> dict[str, float]:
+    found = extraction.Found(extraction.Counter(), extraction.Counter())
+    heads = page("<main><h1 id=begin>Start</h1><h3 id=runa-b1>run(a, b=1)</h3></main>").headings
+    gold = extraction_gold.read_python_markdown(source)
+    extraction.judge(Page(HERE, "Start", text, heads), gold, source, {"nextpage"}, found, {}, "x")
+    kinds = ("headings", "code", "fenced", "signatures", "anchors", "prose")
+    assert [found.of[kind] for kind in kinds[:5]] == [2, 5, 5, 1, 2]
+    return {kind: found.share(kind) for kind in kinds} | {"leaks": found.counts["leaks"]}
+
+
+def test_the_gold_of_python_markdown_calls_a_perfect_page_perfect() -> None:
+    assert judged_dialect(READ) == dict.fromkeys(judged_dialect(READ), 1.0) | {"leaks": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("headings", "### `run", "`run"),
+        ("headings", "### `run", "## `run"),
+        ("code", "two  spaces", "two spaces"),
+        ("code", "        return 1", "      return 1"),
+        ("code", "below =", "1 below ="),
+        ("fenced", "~~~\n```", "~~~\n:::\n```"),
+        ("signatures", "run(a, b=1)", "run(a, b)"),
+        ("prose", "box with words of", "box of"),
+        ("prose", "A definition of", "Of"),
+    ],
+)
+def test_the_gold_of_python_markdown_sees_a_planted_fault(kind: str, old: str, new: str) -> None:
+    assert judged_dialect(READ.replace(old, new))[kind] < 1
+
+
+def test_the_gold_of_python_markdown_sees_a_wrong_anchor_and_a_leak() -> None:
+    assert judged_dialect(READ, DIALECT.replace("#begin", "#other"))["anchors"] < 1
+    assert judged_dialect(f"{READ}\n\n- [Next page](https://docs.example/n.html)")["leaks"] == 1
+
+
+def test_sources_in_an_archive_stand_beside_their_pages(tmp_path: Path) -> None:
+    (tmp_path / "x.md").write_text("# X\n")
+    with tarfile.open(tmp_path / "made-1.tar.gz", "w:gz") as made:
+        for name in ("README.md", "docs/in/x.md", "docs/py.png"):
+            made.add(tmp_path / "x.md", f"made-1/{name}")
+    found = list(extraction_gold.archived(tmp_path / "made-1.tar.gz", Path("/html")))
+    assert found == [(Path("/html/in/x.html"), "# X\n")]
 
 
 def test_what_a_docstring_says_is_no_leak(tmp_path: Path) -> None:

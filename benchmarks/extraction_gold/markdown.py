@@ -12,7 +12,7 @@ def read_markdown(text: str) -> Gold:
     page = ""
     for token, inside in zip(tokens, [*tokens[1:], None], strict=True):
         if token.type == "heading_open" and inside is not None:
-            title = _words(inside)
+            title = words(inside)
             page = page or title
             anchors = {dense(title), dense(page + title)}
             gold.titles.append(Title(int(token.tag[1]), title, frozenset(anchors)))
@@ -22,11 +22,11 @@ def read_markdown(text: str) -> Gold:
             language = token.info.split()[0] if token.info.split() else ""
             gold.codes.append(Code(token.content.strip("\n"), language))
         elif token.type == "paragraph_open" and inside is not None:
-            gold.paragraphs.append(_words(inside))
+            gold.paragraphs.append(words(inside))
     return gold
 
 
-def _words(inline: Token) -> str:
+def words(inline: Token) -> str:
     parts = []
     for child in inline.children or ():
         if child.type in ("text", "code_inline"):

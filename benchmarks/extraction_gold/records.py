@@ -51,6 +51,10 @@ class Source:
     """Lines of the site's frame, beside the titles of its other pages."""
     code: Path | None = None
     """The folder of the code whose docstrings its pages bring in."""
+    written: Path | None = None
+    """The archive that holds the pages' sources, where the package does not."""
+    written_by: str = ""
+    """The command that gets it."""
 
 
 def dense(text: str) -> str:
