@@ -192,7 +192,7 @@ SOURCES = (
             *(f"Release Notes for v.{version}" for version in VERSIONS),
         ),
         written=MARKDOWN_WRITTEN,
-        written_by="python3 -m pip download --no-deps --no-binary :all: "
+        written_by="python3 -m pip download --no-deps --no-binary Markdown "
         f"--dest {MARKDOWN_WRITTEN.parent} Markdown==3.4.1",
     ),
 )
