@@ -374,6 +374,12 @@ def train_on_cpu(cfg: Any) -> None:
 
     ModelLoader._set_device_map_config = leave_device_map
 
+    from axolotl.core.builders import base as builders  # type: ignore[import-not-found]
+
+    # For Muon it makes a mesh of GPUs where several processes train. Without one, each process
+    # steps by the gradients that all share.
+    builders.build_parallelism_config = lambda cfg: (None, None)
+
     if cfg.get("deepspeed"):
         import deepspeed.comm  # type: ignore[import-not-found]
 
