@@ -672,6 +672,19 @@ def test_six_kills_of_a_real_training_cost_no_more_than_their_checkpoints(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_checkpoint_of_the_last_step_of_an_epoch_is_gone_on_from_exactly(
+    trained: Workspace, num_processes: int
+) -> None:
+    """What is drawn after it, as by the epoch's evaluation, has no part in the next epoch."""
+    training = real(trained, num_processes=num_processes, num_epochs=3, save_steps=5)
+    wanted = unkilled(training)
+    survive(training, [(the_stage, None)], wanted=wanted, steps=12 // num_processes,
+            exact=trained.folder / "whole/model")  # fmt: skip
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_four_kills_of_two_processes_under_zero_2_cost_no_more_than_their_checkpoints(
     trained: Workspace,

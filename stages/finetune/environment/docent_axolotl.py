@@ -118,7 +118,7 @@ class Plugin(BasePlugin):  # type: ignore[misc]
             num_examples=len(trainer.train_dataset),
             num_processes=int(os.environ.get("WORLD_SIZE", "1")),
         )
-        return [Reporter()]
+        return [Repeatable(), Reporter()]
 
     def post_train(self, cfg: Any, model: Any) -> None:
         check_finite(model, "the trained weights")
@@ -210,6 +210,27 @@ def preferences(cfg: Any, **_: Any) -> Any:
         return {"prompt": prompt, **answers}
 
     return pair, {"remove_columns": ["messages", "id"]}
+
+
+class Repeatable(TrainerCallback):  # type: ignore[misc]
+    """Lets chance follow from seed, epoch and step alone, so that a training that goes on from a
+    checkpoint draws what it would have drawn.
+
+    The trainer restores the generators as they were at the checkpoint; an evaluation after that of
+    an epoch's last step has moved them on before the next epoch is shuffled.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kept: Any) -> None:
+        sampler = kept["train_dataloader"]
+        for name in ("batch_sampler", "batch_sampler", "sampler", "sampler"):  # as far as it nests
+            sampler = getattr(sampler, name, None) or sampler
+        if hasattr(sampler, "generator"):
+            epoch = int((state.epoch or 0) + 1e-6)
+            sampler.generator = torch.Generator().manual_seed(args.seed + epoch)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kept: Any) -> None:
+        rank = int(os.environ.get("RANK", "0"))
+        set_seed((args.seed * 1_000_003 + state.global_step * 4099 + rank) % 2**32)
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
@@ -346,6 +367,10 @@ def train_on_cpu(cfg: Any) -> None:
     from accelerate.state import DistributedType, PartialState  # type: ignore[import-not-found]
     from axolotl.loaders.model import ModelLoader  # type: ignore[import-not-found]
 
+    # Several processes ask for their optimizer's state on `cpu:0`, which torch does not know.
+    torch.serialization.register_package(
+        0, lambda _: None, lambda held, place: held if place.startswith("cpu:") else None
+    )
     torch._dynamo.config.disable = True  # Muon compiles itself, which here wants a C++ compiler
     for key in LORA_KERNELS:  # Triton: on by default, and they need CUDA
         if cfg.get(key) is None:
