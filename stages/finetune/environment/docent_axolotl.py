@@ -354,6 +354,12 @@ def save_in_process() -> None:
     if getattr(save, "in_process", False):
         return  # merge-lora reads its YAML twice
 
+    # Several processes ask for their optimizer's state on `cpu:0`, which torch does not know. Its
+    # number in torch's order must be nobody else's.
+    torch.serialization.register_package(
+        95, lambda _: None, lambda held, place: held if place.startswith("cpu:") else None
+    )
+
     def save_to_disk(self: Any, *args: Any, num_proc: int | None = None, **kwargs: Any) -> None:
         save(self, *args, num_proc=None if num_proc == 1 else num_proc, **kwargs)
 
@@ -367,10 +373,6 @@ def train_on_cpu(cfg: Any) -> None:
     from accelerate.state import DistributedType, PartialState  # type: ignore[import-not-found]
     from axolotl.loaders.model import ModelLoader  # type: ignore[import-not-found]
 
-    # Several processes ask for their optimizer's state on `cpu:0`, which torch does not know.
-    torch.serialization.register_package(
-        0, lambda _: None, lambda held, place: held if place.startswith("cpu:") else None
-    )
     torch._dynamo.config.disable = True  # Muon compiles itself, which here wants a C++ compiler
     for key in LORA_KERNELS:  # Triton: on by default, and they need CUDA
         if cfg.get(key) is None:
